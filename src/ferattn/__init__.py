@@ -1,0 +1,1 @@
+"""Attention-augmented convolutional backbones for facial emotion recognition, on PyTorch and timm."""

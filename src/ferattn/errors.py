@@ -1,0 +1,91 @@
+"""What can go wrong through a user's hand: one class for each kind of mistake, all of them ``FerattnError``.
+
+Every message names the argument, the value that was given and what would be valid. Each class is also the
+built-in exception a caller would expect (``ValueError``, ``ImportError``, ``RuntimeError``), so existing
+``except`` clauses keep working.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+__all__ = [
+    "FerattnError",
+    "InvalidInput",
+    "InvalidOption",
+    "MissingDependency",
+    "NoSite",
+    "UnknownChoice",
+    "WeightsMismatch",
+    "choose",
+    "closest",
+]
+
+T = TypeVar("T")
+
+
+class FerattnError(Exception):
+    """Base of every error that ferattn raises on purpose."""
+
+
+class UnknownChoice(FerattnError, ValueError):
+    """A name that is in none of the tables: a misspelt model, block, activation, placement, detector, ..."""
+
+
+class InvalidOption(FerattnError, ValueError):
+    """An option whose value is impossible or contradicts another one."""
+
+
+class InvalidInput(FerattnError, ValueError):
+    """Data of the wrong kind: the shape or dtype of a tensor, an unreadable picture, a malformed file."""
+
+
+class NoSite(FerattnError, ValueError):
+    """A placement that finds no place for an attention block in the given model."""
+
+
+class WeightsMismatch(FerattnError, RuntimeError):
+    """Weights that do not fit the model, or that do not exist."""
+
+
+class MissingDependency(FerattnError, ImportError):
+    """An optional dependency that is not installed; the message says which extra brings it."""
+
+
+def closest(name: str, options: Iterable[str]) -> str | None:
+    """The option most like ``name``, or None where nothing is alike.
+
+    >>> closest("cbma", ["se", "eca", "cbam"])
+    'cbam'
+    """
+    by_folded = {option.casefold(): option for option in options}
+    matches = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
+    return by_folded[matches[0]] if matches else None
+
+
+def choose(table: Mapping[str, T], name: str, what: str) -> T:
+    """The entry ``name`` of ``table``.
+
+    Args:
+        table: The options by name.
+        name: What the user asked for.
+        what: What the table holds, for the message, such as ``"attention"``.
+
+    Raises:
+        UnknownChoice: If there is no such entry; lists the closest match and all options.
+
+    >>> choose({"se": 1, "eca": 2}, "eca", "attention")
+    2
+    >>> choose({"se": 1, "eca": 2}, "ecca", "attention")
+    Traceback (most recent call last):
+    ...
+    ferattn.errors.UnknownChoice: unknown attention 'ecca'; did you mean 'eca'? Options: se, eca.
+    """
+    try:
+        return table[name]
+    except (KeyError, TypeError):
+        match = closest(name, table) if isinstance(name, str) else None
+        hint = f"; did you mean {match!r}?" if match else "."
+        raise UnknownChoice(f"unknown {what} {name!r}{hint} Options: {', '.join(table)}.") from None
