@@ -1,20 +1,37 @@
-"""The ``ferattn`` command: collects the command groups and turns our errors into one line and exit code 2."""
+"""The ``ferattn`` command: collects the command groups and turns our errors into one line and exit code 2.
+
+Command modules import heavy libraries inside their functions, so that ``ferattn --help`` stays quick.
+"""
 
 from __future__ import annotations
 
-import sys
+from typing import Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
+from typer.core import TyperGroup
 
 from ferattn.errors import FerattnError
 
 __all__ = ["app", "main"]
 
+
+class _FriendlyGroup(TyperGroup):
+    """A group in which a mistake of the user's ends in one line on stderr and exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FerattnError as error:
+            message = Text("error: ", "bold red") + Text(str(error))
+            Console(stderr=True, highlight=False, soft_wrap=True).print(message)
+            raise typer.Exit(2) from error
+
+
 app = typer.Typer(
     name="ferattn",
-    help="Attention-augmented convolutional backbones for facial emotion recognition.",
+    cls=_FriendlyGroup,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -27,15 +44,5 @@ def _root() -> None:
 
 
 def main() -> None:
-    """Run the command line; a mistake of the user's ends in one clear line on stderr and exit code 2."""
-    try:
-        app()
-    except FerattnError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            Text("error: ", "bold red") + Text(str(error))
-        )
-        sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()
+    """Run the command line."""
+    app()
