@@ -26,10 +26,10 @@ def write_atomically(path: Path, content: bytes) -> None:
         mask = os.umask(0)
         os.umask(mask)
         with os.fdopen(handle, "wb") as stream:
-            os.fchmod(stream.fileno(), 0o666 & ~mask)
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
+        os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
     except OSError as error:
         Path(temporary).unlink(missing_ok=True)

@@ -27,6 +27,7 @@ __all__ = [
     "leave_one_subject_out",
     "load_splits",
     "make_splits",
+    "merged_test",
     "official",
     "random_split",
     "save_splits",
@@ -77,6 +78,20 @@ def official(dataset: FaceDataset) -> Splits:
     if len(table) < 2:
         raise InvalidOption(f"{dataset.name} has no official split here; its parts: {', '.join(table) or 'none'}.")
     return Splits("official", honest=True, seed=None, folds=(table,))
+
+
+def merged_test(dataset: FaceDataset) -> Splits:
+    """FER2013's training set, and its public and private test as one test of 7,178 images, as Luo and Miskow used it.
+
+    Not honest: whoever tests on both halves has none left on which to choose a model.
+
+    Raises:
+        InvalidOption: If the dataset has no such parts.
+    """
+    table = part_table(dataset.records)
+    if not {"train", "merged"} <= set(table):
+        raise InvalidOption(f"{dataset.name} has no merged test here; its parts: {', '.join(table) or 'none'}.")
+    return Splits("merged-test", honest=False, seed=None, folds=({"train": table["train"], "test": table["merged"]},))
 
 
 def random_split(
@@ -158,6 +173,7 @@ def leave_one_subject_out(dataset: FaceDataset, *, validation: bool = False) -> 
 
 SPLITS: dict[str, Callable[[FaceDataset, int], Splits]] = {
     "official": lambda dataset, seed: official(dataset),
+    "merged-test": lambda dataset, seed: merged_test(dataset),
     "random-80-20": lambda dataset, seed: random_split(dataset, {"train": 0.8, "test": 0.2}, seed=seed),
     "random-80-10-10": lambda dataset, seed: random_split(
         dataset, {"train": 0.8, "validation": 0.1, "test": 0.1}, seed=seed
@@ -165,7 +181,7 @@ SPLITS: dict[str, Callable[[FaceDataset, int], Splits]] = {
     "subject-10-fold": lambda dataset, seed: subject_kfold(dataset, seed=seed),
     "leave-one-subject-out": lambda dataset, seed: leave_one_subject_out(dataset),
 }
-"""The divisions by name; the first and the last two are honest."""
+"""The divisions by name. Honest are ``official`` and those by subject."""
 
 
 def make_splits(scheme: str, dataset: FaceDataset, seed: int = 0) -> Splits:
