@@ -43,8 +43,8 @@ class CachedDataset(FaceDataset):
     ) -> None:
         if images.ndim != 4 or images.dtype != torch.uint8 or len(images) != len(records.ids):
             raise InvalidInput(
-                f"images of shape {tuple(images.shape)} and type {images.dtype}: 8-bit pixels (uint8) of shape "
-                f"({len(records.ids)}, c, h, w) are needed."
+                f"images of shape {tuple(images.shape)} and type {images.dtype}: 8-bit pixels (uint8) of "
+                f"shape ({len(records.ids)}, c, h, w) are needed."
             )
         super().__init__(name, records, ArrayReader(np.zeros((0, 0, 0), np.uint8)), problems=problems)
         self.images = images
@@ -95,7 +95,10 @@ class CachedDataset(FaceDataset):
 
 
 def cache(
-    dataset: FaceDataset, size: int | tuple[int, int] | None = None, channels: int | None = None, fit: str = "stretch"
+    dataset: FaceDataset,
+    size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    fit: str = "stretch",
 ) -> CachedDataset:
     """Decode every image once and keep the 8-bit pixels.
 
@@ -108,8 +111,8 @@ def cache(
         fit: How to change the aspect ratio: ``"stretch"``, ``"crop"`` or ``"pad"``.
 
     Raises:
-        InvalidInput: If an image cannot be read (and the dataset was opened with ``on_error="raise"``), if the
-            images have different shapes and no ``size`` is given, or if none is left.
+        InvalidInput: If an image cannot be read (and the dataset was opened with ``on_error="raise"``), if
+            the images have different shapes and no ``size`` is given, or if none is left.
     """
     shape = (size, size) if isinstance(size, int) else size
     n = len(dataset)
@@ -119,7 +122,9 @@ def cache(
     reshape_image(np.zeros((1, 1), np.uint8), shape, channels, fit)
     planes = channels
 
-    def decode_span(span: NDArray[np.int64]) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8]] | InvalidInput]:
+    def decode_span(
+        span: NDArray[np.int64],
+    ) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8]] | InvalidInput]:
         return [_decoded(dataset, int(index), shape, planes, fit) for index in span]
 
     cores = os.cpu_count() or 1
@@ -136,8 +141,8 @@ def cache(
             continue
         if images and outcome[0].shape != images[0].shape:
             raise InvalidInput(
-                f"{dataset.ids[index]} has shape {outcome[0].shape} and {dataset.ids[keep[0]]} {images[0].shape}; "
-                "images of different shapes need a size, such as size=48."
+                f"{dataset.ids[index]} has shape {outcome[0].shape} and {dataset.ids[keep[0]]} "
+                f"{images[0].shape}; images of different shapes need a size, such as size=48."
             )
         keep.append(index)
         images.append(outcome[0])
@@ -146,7 +151,11 @@ def cache(
     content = np.concatenate([outcome[1] for outcome in outcomes if not isinstance(outcome, InvalidInput)])
     rows = np.array(keep, dtype=np.int64)
     return CachedDataset(
-        dataset.name, dataset.records.take(rows), torch.from_numpy(np.stack(images)), content, dataset.problems
+        dataset.name,
+        dataset.records.take(rows),
+        torch.from_numpy(np.stack(images)),
+        content,
+        dataset.problems,
     )
 
 

@@ -1,4 +1,4 @@
-"""CK+, the extended Cohn-Kanade set (Lucey et al. 2010): sequences from a neutral face to the peak of an emotion."""
+"""CK+, the extended Cohn-Kanade set (Lucey et al. 2010): sequences from neutral to the peak of an emotion."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ class CKPlus(FaceDataset):
     """CK+ with the subject of every image; up to seven emotions with contempt, and neutral on request.
 
     Reads the CK+48 folders (``anger/S010_004_00000017.png``: 981 images of 118 subjects, three a sequence, no
-    neutral faces) or the original distribution (``cohn-kanade-images/S010/004/S010_004_00000017.png`` with the
-    emotion of 327 sequences in ``Emotion/S010/004/S010_004_00000019_emotion.txt``), in a folder or a zip.
+    neutral faces) or the original distribution (``cohn-kanade-images/S010/004/S010_004_00000017.png`` with
+    the emotion of 327 sequences in ``Emotion/S010/004/S010_004_00000019_emotion.txt``), in a folder or a zip.
 
     Args:
         root: A folder or a zip.
-        frames: How many of the last frames of each sequence to take: the peak and those before it. CK+48 has three.
+        frames: How many of the last frames of each sequence to take: the peak and those before it. CK+48 has
+            three.
         neutral: Whether to take the first frame of each labelled sequence too, as a neutral face. Only in the
             original distribution, since CK+48 left them out.
         on_error: ``"raise"`` stops at the first bad file, ``"skip"`` lists them in ``skipped``.
@@ -58,7 +59,9 @@ class CKPlus(FaceDataset):
         source = open_source(root, problems)
         original = any("cohn-kanade-images" in name.lower().split("/")[:-1] for name in source.names)
         if neutral and not original:
-            raise InvalidOption("neutral=True: the CK+48 folders hold no neutral frames; use the original distribution.")
+            raise InvalidOption(
+                "neutral=True: the CK+48 folders hold no neutral frames; use the original distribution."
+            )
         found = _original(source, problems) if original else _folders(source, problems)
         if not found:
             raise InvalidInput(
@@ -73,7 +76,9 @@ class CKPlus(FaceDataset):
             classes=classes,
             subjects=tuple(frame.subject for frame in chosen),
         )
-        super().__init__("CK+", records, FileReader(source, [frame.file for frame in chosen]), problems=problems)
+        super().__init__(
+            "CK+", records, FileReader(source, [frame.file for frame in chosen]), problems=problems
+        )
 
 
 def _choose(found: list[_Frame], frames: int, neutral: bool) -> list[_Frame]:
@@ -133,7 +138,9 @@ def _original(source: Source, problems: Problems) -> list[_Frame]:
         else:
             emotions[match[1].upper(), match[2]] = emotion
     if not emotions:
-        raise InvalidInput(f"{source.root}: found cohn-kanade-images, but no Emotion/**/*_emotion.txt beside it.")
+        raise InvalidInput(
+            f"{source.root}: found cohn-kanade-images, but no Emotion/**/*_emotion.txt beside it."
+        )
     frames: dict[str, _Frame] = {}
     for name in source.names:
         path = PurePosixPath(name)

@@ -46,7 +46,7 @@ def read_pixel_csv(
     usages: Mapping[str, str],
     part: str | None = None,
 ) -> PixelTable:
-    """Read the columns ``emotion``, ``pixels`` and ``Usage``, in any order, with spaces around their names or not.
+    """Read the columns ``emotion``, ``pixels`` and ``Usage``, in any order; spaces around names are ignored.
 
     Args:
         stream: The file.
@@ -55,10 +55,12 @@ def read_pixel_csv(
         side: Height and width of the images.
         classes: Number of classes; labels run from 0 to one less.
         usages: Lower-case value of the usage column -> name of the split.
-        part: The split of all rows, for a file without a usage column. A file may lack the emotion column too.
+        part: The split of all rows, for a file without a usage column. A file may lack the emotion column
+            too.
 
     Raises:
-        InvalidInput: If a column is missing or the file is damaged; also for a bad row, where ``problems`` are raised.
+        InvalidInput: If a column is missing or the file is damaged; also for a bad row, where ``problems``
+            are raised.
     """
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline="")
     reader = csv.reader(text)
@@ -112,13 +114,17 @@ def _rows(
         if not fields:
             continue
         if len(fields) <= max(columns.values()):
-            problems.add(f"{name} row {number}", f"{len(fields)} columns where {max(columns.values()) + 1} are needed.")
+            problems.add(
+                f"{name} row {number}", f"{len(fields)} columns where {max(columns.values()) + 1} are needed."
+            )
             continue
         label = -1
         if "emotion" in columns:
             word = fields[columns["emotion"]].strip()
             if word not in numbers:
-                problems.add(f"{name} row {number}", f"emotion {word[:40]!r} is not a number from 0 to {classes - 1}.")
+                problems.add(
+                    f"{name} row {number}", f"emotion {word[:40]!r} is not a number from 0 to {classes - 1}."
+                )
                 continue
             label = numbers[word]
         row_part = part
@@ -148,7 +154,10 @@ def _parse_chunk(
         if values is None:
             problems.add(f"{name} row {row.number}", "pixels are not all whole numbers from 0 to 255.")
         elif len(values) != count:
-            problems.add(f"{name} row {row.number}", f"{len(values)} pixels where {count} ({side} x {side}) are needed.")
+            problems.add(
+                f"{name} row {row.number}",
+                f"{len(values)} pixels where {count} ({side} x {side}) are needed.",
+            )
         else:
             rows.append(row)
             good.append(values)

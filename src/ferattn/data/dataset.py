@@ -1,7 +1,7 @@
 """Labelled face images: read one by one from their files, or kept in memory as 8-bit pixels.
 
-A dataset is a table (``Records``: one row per image) and a reader of pixels. Every item carries its position, and
-``ids`` turns the position into the name of the file or row, so predictions can be traced to their images.
+A dataset is a table (``Records``: one row per image) and a reader of pixels. Every item carries its position,
+and ``ids`` turns the position into the name of the file or row, so predictions can be traced to their images.
 """
 
 from __future__ import annotations
@@ -24,7 +24,17 @@ from ferattn.data.problems import Problems, Skipped
 from ferattn.data.sources import Source
 from ferattn.errors import InvalidInput, InvalidOption, UnknownChoice, choose
 
-__all__ = ["ArrayReader", "Batch", "FaceDataset", "FileReader", "Item", "Reader", "Records", "digests", "part_table"]
+__all__ = [
+    "ArrayReader",
+    "Batch",
+    "FaceDataset",
+    "FileReader",
+    "Item",
+    "Reader",
+    "Records",
+    "digests",
+    "part_table",
+]
 
 MERGED = ("public", "private", "merged")
 """FER2013's two test sets, and images of which it is not known to which of the two they belong."""
@@ -41,7 +51,7 @@ class Item(NamedTuple):
 
     image: Tensor
     label: int
-    index: int
+    position: int
 
 
 class Batch(NamedTuple):
@@ -88,12 +98,14 @@ class ArrayReader:
 
     def load(self, row: int) -> bytes:
         """The pixels' bytes."""
-        return self.pixels[row].tobytes()
+        content: bytes = self.pixels[row].tobytes()
+        return content
 
     def decode(self, row: int, stored: bytes) -> NDArray[np.uint8]:
         """The pixels."""
-        del stored
-        return self.pixels[row]
+        del stored  # the row has the pixels already
+        image: NDArray[np.uint8] = self.pixels[row]
+        return image
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +135,9 @@ class Records:
             twice = Counter(self.ids).most_common(1)[0][0]
             raise InvalidInput(f"two images have the name {twice!r}.")
         if n and not -1 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
-            raise InvalidInput(f"labels run from {self.labels.min()} to {self.labels.max()}; there are {len(self.classes)} classes.")
+            raise InvalidInput(
+                f"labels run from {self.labels.min()} to {self.labels.max()} for {len(self.classes)} classes."
+            )
 
     def take(self, rows: NDArray[np.int64]) -> Records:
         """The table with only these rows, in this order."""
@@ -158,7 +172,8 @@ class FaceDataset(Dataset[Item]):
         records: One row for each image.
         reader: Gives the pixels of a row.
         rows: The reader's row of each image; by default 0, 1, 2, ...
-        problems: Policy for images that turn out unreadable when a cache is made, and what was skipped so far.
+        problems: Policy for images that turn out unreadable when a cache is made, and what was skipped so
+            far.
     """
 
     def __init__(
@@ -274,7 +289,9 @@ class FaceDataset(Dataset[Item]):
         """
         table = part_table(self.records)
         if not table:
-            raise UnknownChoice(f"{self.name} has no official splits, so no {name!r}; make some, such as random-80-20.")
+            raise UnknownChoice(
+                f"{self.name} has no official splits, so no {name!r}; make some, such as random-80-20."
+            )
         return self.subset(choose(table, name, f"split of {self.name}"))
 
     def with_classes(self, classes: Sequence[str], *, allow_missing: bool = False) -> FaceDataset:
@@ -282,8 +299,9 @@ class FaceDataset(Dataset[Item]):
 
         Args:
             classes: The classes wanted.
-            allow_missing: Whether a class of which the dataset has no images may be asked for. It then exists and
-                stays empty, as when a model with seven classes is tested on CK+, which has no neutral faces.
+            allow_missing: Whether a class of which the dataset has no images may be asked for. It then exists
+                and stays empty, as when a model with seven classes is tested on CK+, which has no neutral
+                faces.
 
         Raises:
             UnknownChoice: If a class is missing.
@@ -295,14 +313,20 @@ class FaceDataset(Dataset[Item]):
         table = np.array([*(number.get(name, -1) for name in self.classes), -1])  # the last is label -1's
         labels = table[self.records.labels]
         rows = np.flatnonzero(labels >= 0)
-        return self._select(rows, replace(self.records.take(rows), labels=labels[rows], classes=tuple(classes)))
+        return self._select(
+            rows, replace(self.records.take(rows), labels=labels[rows], classes=tuple(classes))
+        )
 
     def _checked(self, indices: Sequence[int] | NDArray[np.int64] | Tensor) -> NDArray[np.int64]:
         rows = np.asarray(indices)
         if rows.size == 0:
             return np.zeros(0, dtype=np.int64)
         if rows.ndim != 1 or rows.dtype.kind not in "iu":
-            raise InvalidOption(f"indices of shape {rows.shape} and type {rows.dtype}: a list of whole numbers is needed.")
+            raise InvalidOption(
+                f"indices of shape {rows.shape} and type {rows.dtype}: a list of whole numbers is needed."
+            )
         if rows.min() < 0 or rows.max() >= len(self):
-            raise InvalidOption(f"indices run from {rows.min()} to {rows.max()}; {self.name} has {len(self)} images.")
+            raise InvalidOption(
+                f"indices run from {rows.min()} to {rows.max()}; {self.name} has {len(self)} images."
+            )
         return rows.astype(np.int64)

@@ -1,7 +1,8 @@
 """Find the same photograph twice in a set of images: pixel for pixel, or recoded, recropped, mirrored.
 
-Every image is compared with every other, so nothing is missed by a hash: first as 16 x 16 pixels, all pairs at once
-as a matrix product (35,887 images: 644 million pairs in seconds), then the few that are alike at full size.
+Every image is compared with every other, so nothing is missed by a hash: first as 16 x 16 pixels, all pairs
+at once as a matrix product (35,887 images: 644 million pairs in seconds), then the few that are alike at full
+size.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ __all__ = ["NEAR", "Duplicates", "find_duplicates"]
 NEAR = 0.92
 """Correlation of the pixels from which two images are called the same photograph.
 
-Set by eye on FER2013: of 100 pairs drawn between 0.92 and 0.93 all show the same photograph, of 50 between 0.90 and
-0.91 two do not, of 50 between 0.88 and 0.89 about nine do not, between 0.86 and 0.87 about half do not.
+Set by eye on FER2013: of 100 pairs drawn between 0.92 and 0.93 all show the same photograph, of 50 between
+0.90 and 0.91 two do not, of 50 between 0.88 and 0.89 about nine do not, between 0.86 and 0.87 about half do
+not.
 """
 
 COARSE = 16
@@ -35,7 +37,8 @@ class Duplicates:
     """Images that show the same photograph.
 
     Attributes:
-        group: Images with the same pixels have the same number, shape (n,): the position of the first of them.
+        group: Images with the same pixels have the same number, shape (n,): the position of the first of
+            them.
         pairs: Firsts of two groups that are alike but not the same, smaller position first, shape (m, 2).
         similarity: Correlation of the pixels of each pair, shape (m,).
         mirrored: Whether the pair is alike only after mirroring one, shape (m,).
@@ -50,8 +53,8 @@ class Duplicates:
 def find_duplicates(images: Tensor, *, threshold: float = NEAR, mirrored: bool = True) -> Duplicates:
     """Compare every image with every other.
 
-    Time grows with the square of the number of images. Contrast and brightness do not matter, since the measure is
-    the correlation of the pixels; images of one flat colour are only ever identical, never alike.
+    Time grows with the square of the number of images. Contrast and brightness do not matter, since the
+    measure is the correlation of the pixels; images of one flat colour are only ever identical, never alike.
 
     Args:
         images: 8-bit pixels of shape (n, c, h, w); 48 x 48 is plenty.
@@ -63,7 +66,9 @@ def find_duplicates(images: Tensor, *, threshold: float = NEAR, mirrored: bool =
         InvalidOption: If the threshold is out of range.
     """
     if images.ndim != 4 or images.dtype != torch.uint8:
-        raise InvalidInput(f"images of shape {tuple(images.shape)}, {images.dtype}: (n, c, h, w) of uint8 is needed.")
+        raise InvalidInput(
+            f"images of shape {tuple(images.shape)}, {images.dtype}: (n, c, h, w) of uint8 is needed."
+        )
     if not 0.5 < threshold <= 1:
         raise InvalidOption(f"threshold={threshold!r}: a correlation above 0.5 and up to 1 is needed.")
     group = _identical(images)
@@ -86,7 +91,9 @@ def find_duplicates(images: Tensor, *, threshold: float = NEAR, mirrored: bool =
 def _identical(images: Tensor) -> NDArray[np.int64]:
     first: dict[bytes, int] = {}
     pixels = images.cpu().contiguous().numpy()
-    return np.array([first.setdefault(image.tobytes(), row) for row, image in enumerate(pixels)], dtype=np.int64)
+    return np.array(
+        [first.setdefault(image.tobytes(), row) for row, image in enumerate(pixels)], dtype=np.int64
+    )
 
 
 def _unit(vectors: Tensor) -> Tensor:
@@ -108,7 +115,7 @@ def _alike(images: Tensor, threshold: float, flip: bool) -> list[tuple[tuple[int
         product = other[start : start + BLOCK] @ coarse[start:].T
         near = (product >= threshold - COARSE_SLACK).nonzero() + start
         near = near[near[:, 0] < near[:, 1]]
-        for part in near.split(BLOCK):
+        for part in torch.split(near, BLOCK):
             left, right = images[part[:, 0]].float(), images[part[:, 1]].float()
             exact = (_unit((left.flip(-1) if flip else left).flatten(1)) * _unit(right.flatten(1))).sum(1)
             keep = exact >= threshold

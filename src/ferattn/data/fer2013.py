@@ -34,16 +34,16 @@ _FER_FOLDERS = {name: name for name in FER2013_CLASSES}
 class FER2013(FaceDataset):
     """The 35,887 grey images of 48 x 48 pixels in seven classes.
 
-    Reads, in this order of preference, ``fer2013.csv``, ``icml_face_data.csv``, ``train.csv`` with ``test.csv``, or
-    the Kaggle folders ``train/<class>/`` and ``test/<class>/``; at ``root``, up to two folders below it, or in a zip.
-    The official split of an image comes from the usage column or from its file's name (``Training_``,
-    ``PublicTest_``, ``PrivateTest_``).
+    Reads, in this order of preference, ``fer2013.csv``, ``icml_face_data.csv``, ``train.csv`` with
+    ``test.csv``, or the Kaggle folders ``train/<class>/`` and ``test/<class>/``; at ``root``, up to two
+    folders below it, or in a zip. The official split of an image comes from the usage column or from its
+    file's name (``Training_``, ``PublicTest_``, ``PrivateTest_``).
 
     Args:
         root: A folder, a zip, or one of the CSV files.
-        split: ``"train"``, ``"public"``, ``"private"``, ``"all"``; ``"merged"`` for the public and the private test
-            together (7,178 images, what the Kaggle folders call test); ``"unlabelled"`` for a ``test.csv`` that has
-            no labels.
+        split: ``"train"``, ``"public"``, ``"private"``, ``"all"``; ``"merged"`` for the public and the
+            private test together (7,178 images, what the Kaggle folders call test); ``"unlabelled"`` for a
+            ``test.csv`` that has no labels.
         on_error: ``"raise"`` stops at the first bad file or row, ``"skip"`` lists them in ``skipped``.
 
     Raises:
@@ -55,7 +55,9 @@ class FER2013(FaceDataset):
         problems = Problems(on_error)
         source = open_source(root, problems)
         csv_names = _find_csv(source)
-        records, reader = _from_csv(source, csv_names, problems) if csv_names else _from_folders(source, problems)
+        records, reader = (
+            _from_csv(source, csv_names, problems) if csv_names else _from_folders(source, problems)
+        )
         rows = _rows_of(split, records)
         super().__init__("FER2013", records.take(rows), reader, rows, problems)
 
@@ -64,10 +66,14 @@ class FER2013(FaceDataset):
         """Whether each official split that is present has the official number of images of each class."""
         parts = self.parts or ()
         counts = Counter(zip(parts, self.records.labels.tolist(), strict=True))
-        return bool(parts) and set(parts) <= set(OFFICIAL_COUNTS) and all(
-            counts[part, label] == OFFICIAL_COUNTS[part][name]
-            for part in set(parts)
-            for label, name in enumerate(self.classes)
+        return (
+            bool(parts)
+            and set(parts) <= set(OFFICIAL_COUNTS)
+            and all(
+                counts[part, label] == OFFICIAL_COUNTS[part][name]
+                for part in set(parts)
+                for label, name in enumerate(self.classes)
+            )
         )
 
 
@@ -92,7 +98,11 @@ def _find_csv(source: Source) -> list[str]:
         if path.suffix.lower() == ".csv" and len(path.parts) <= 3:
             by_name.setdefault(path.name.lower(), []).append(name)
     for wanted in (("fer2013.csv",), ("icml_face_data.csv",), ("train.csv", "test.csv")):
-        found = [sorted(by_name[name], key=lambda path: (path.count("/"), path)) for name in wanted if name in by_name]
+        found = [
+            sorted(by_name[name], key=lambda path: (path.count("/"), path))
+            for name in wanted
+            if name in by_name
+        ]
         if found:
             return [names[0] for names in found]
     return []
@@ -133,7 +143,9 @@ def _from_folders(source: Source, problems: Problems) -> tuple[Records, Reader]:
         if len(path.parts) < 3 or path.parts[-3].lower() not in _FOLDERS:
             if folder not in bad_folders:
                 bad_folders.add(folder)
-                problems.add(f"{source.root}: {folder}", "not a folder of FER2013 (train/<class> or test/<class>).")
+                problems.add(
+                    f"{source.root}: {folder}", "not a folder of FER2013 (train/<class> or test/<class>)."
+                )
             continue
         where = _FOLDERS[path.parts[-3].lower()]
         try:
@@ -145,16 +157,20 @@ def _from_folders(source: Source, problems: Problems) -> tuple[Records, Reader]:
             continue
         part = _USAGE.get(path.name.split("_")[0].lower(), where)
         if (part == "train") != (where == "train"):
-            problems.add(f"{source.root}: {name}", f"its name says it belongs to {part}, its folder says {where}.")
+            problems.add(
+                f"{source.root}: {name}", f"its name says it belongs to {part}, its folder says {where}."
+            )
             continue
         tops.add(path.parts[:-3])
         rows.append(("/".join(path.parts[-3:]), name, label, part))
     if len(tops) > 1:
         copies = ", ".join(sorted("/".join(top) or "." for top in tops))
-        raise InvalidInput(f"{source.root}: several copies of FER2013, in {copies}; give one of these folders.")
+        raise InvalidInput(
+            f"{source.root}: several copies of FER2013, in {copies}; give one of these folders."
+        )
     if not rows:
         raise InvalidInput(
-            f"{source.root}: no FER2013 here. Looked for fer2013.csv, icml_face_data.csv, train.csv and test.csv, and "
+            f"{source.root}: no FER2013 here. Looked for fer2013.csv, icml_face_data.csv, train.csv, test.csv and "
             f"image files in train/<class>/ and test/<class>/ (classes: {', '.join(FER2013_CLASSES)})."
         )
     records = Records(

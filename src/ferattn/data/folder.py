@@ -32,13 +32,13 @@ PART_FOLDERS = {
 class ImageFolder(FaceDataset):
     """Pictures in ``root/<class>/`` or ``root/<split>/<class>/``, in a folder or a zip.
 
-    Folder names that mean an emotion take the vocabulary's name and order (``happiness`` becomes ``happy``); where
-    one of them means none, all names stay as they are, in alphabetical order.
+    Folder names that mean an emotion take the vocabulary's name and order (``happiness`` becomes ``happy``);
+    where one of them means none, all names stay as they are, in alphabetical order.
 
     Args:
         root: A folder or a zip.
-        names: Class by folder name, for folders called ``1`` to ``7`` and the like; folders that are not in it are
-            reported.
+        names: Class by folder name, for folders called ``1`` to ``7`` and the like; folders that are not in
+            it are reported.
         on_error: ``"raise"`` stops at the first bad folder, ``"skip"`` lists them in ``skipped``.
 
     Raises:
@@ -63,7 +63,9 @@ class ImageFolder(FaceDataset):
             if len(parts) < 2:
                 problems.add(f"{source.root}: {name}", "a picture outside the class folders.")
                 continue
-            rows.append((name, parts[1 if has_part else 0], PART_FOLDERS[parts[0].lower()] if has_part else ""))
+            rows.append(
+                (name, parts[1 if has_part else 0], PART_FOLDERS[parts[0].lower()] if has_part else "")
+            )
         class_of = _class_names({row[1] for row in rows}, names, problems)
         rows = [row for row in rows if row[1] in class_of]
         if not rows:
@@ -72,7 +74,9 @@ class ImageFolder(FaceDataset):
         with_parts = all(row[2] for row in rows)
         if not with_parts and any(row[2] for row in rows):
             odd = next(row for row in rows if not row[2])
-            raise InvalidInput(f"{source.root}: {odd[0]} lies beside the folders of the splits, not in one of them.")
+            raise InvalidInput(
+                f"{source.root}: {odd[0]} lies beside the folders of the splits, not in one of them."
+            )
         records = Records(
             ids=tuple("/".join(PurePosixPath(row[0]).parts[top:]) for row in rows),
             labels=np.array([classes.index(class_of[row[1]]) for row in rows], dtype=np.int64),
@@ -80,12 +84,15 @@ class ImageFolder(FaceDataset):
             parts=tuple(row[2] for row in rows) if with_parts else None,
         )
         super().__init__(
-            source.root.name or str(source.root), records, FileReader(source, [row[0] for row in rows]), problems=problems
+            source.root.name or str(source.root),
+            records,
+            FileReader(source, [row[0] for row in rows]),
+            problems=problems,
         )
 
 
 def _common_top(pictures: list[str]) -> int:
-    """How many folders all pictures share that are neither a class nor a split: a zip often wraps all in one."""
+    """How many folders all pictures share that are no class and no split: a zip often wraps all in one."""
     folders = [PurePosixPath(name).parts[:-1] for name in pictures]
     top = 0
     while (

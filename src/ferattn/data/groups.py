@@ -23,11 +23,14 @@ def imbalance(totals: NDArray[np.float64]) -> float:
     return float(((shares - shares.mean(0)) ** 2).sum())
 
 
-def stratified_groups(labels: NDArray[np.int64], groups: Sequence[str], k: int, *, seed: int) -> NDArray[np.int64]:
-    """The fold of each image: whole groups only, no fold empty, classes as even as moves and swaps can make them.
+def stratified_groups(
+    labels: NDArray[np.int64], groups: Sequence[str], k: int, *, seed: int
+) -> NDArray[np.int64]:
+    """The fold of each image: whole groups, no fold empty, classes as even as moves and swaps can make them.
 
-    Groups are dealt out greedily, the most lopsided first, in a seeded order among equals, each to the fold where
-    it does least harm; then groups are moved, and pairs of groups exchanged, as long as that lowers ``imbalance``.
+    Groups are dealt out greedily, the most lopsided first, in a seeded order among equals, each to the fold
+    where it does least harm; then groups are moved, and pairs of groups exchanged, as long as that lowers
+    ``imbalance``.
 
     Args:
         labels: Class of each image, shape (n,).
@@ -54,7 +57,8 @@ def stratified_groups(labels: NDArray[np.int64], groups: Sequence[str], k: int, 
         empty = np.flatnonzero(sizes == 0)
         # The last groups go to folds that are still empty.
         allowed = empty if len(names) - position <= len(empty) else np.arange(k)
-        # Adding w to a fold with total t raises the sum of squares by 2 t.w + w.w; the folds' mean does not depend on it.
+        # Adding w to a fold with total t raises the sum of squares by 2 t.w + w.w; the folds' mean does not
+        # depend on it.
         harm = totals[allowed] @ weights[group]
         best = allowed[np.lexsort((sizes[allowed], harm.round(12)))[0]]
         fold_of[group] = best
@@ -65,7 +69,10 @@ def stratified_groups(labels: NDArray[np.int64], groups: Sequence[str], k: int, 
 
 
 def _improve(
-    fold_of: NDArray[np.int64], weights: NDArray[np.float64], totals: NDArray[np.float64], sizes: NDArray[np.int64]
+    fold_of: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    totals: NDArray[np.float64],
+    sizes: NDArray[np.int64],
 ) -> None:
     """Carry out the best move or exchange until none lowers the sum of squares of ``totals`` (in place)."""
     n = len(fold_of)
@@ -80,7 +87,9 @@ def _improve(
         move[sizes[fold_of] == 1] = np.inf
         # Exchanging g in a and h in b, with d = w_g - w_h: 2 (d.(t_b - t_a) + d.d).
         cross = reach[:, fold_of]  # w_g . t_(fold of h)
-        swap = 2 * (cross - own[:, None] - own[None, :] + cross.T + norms[:, None] + norms[None, :] - 2 * products)
+        swap = 2 * (
+            cross - own[:, None] - own[None, :] + cross.T + norms[:, None] + norms[None, :] - 2 * products
+        )
         swap[fold_of[:, None] == fold_of[None, :]] = np.inf
         best_move, best_swap = move.min(), swap.min()
         if min(best_move, best_swap) > -1e-12:

@@ -23,8 +23,8 @@ _NAME = re.compile(r"([A-Z]{2})\.([A-Z]{2})\d\.\d+\.tiff?", re.IGNORECASE)
 class JAFFE(FaceDataset):
     """JAFFE with the subject of every image, in FER2013's seven classes.
 
-    Reads files named ``KA.AN1.39.tiff`` (subject KA, anger, first picture, number 39), wherever they lie under
-    ``root``.
+    Reads files named ``KA.AN1.39.tiff`` (subject KA, anger, first picture, number 39), wherever they lie
+    under ``root``.
 
     Args:
         root: A folder or a zip.
@@ -61,4 +61,6 @@ class JAFFE(FaceDataset):
             classes=FER2013_CLASSES,
             subjects=tuple(files[key][1] for key in ids),
         )
-        super().__init__("JAFFE", records, FileReader(source, [files[key][0] for key in ids]), problems=problems)
+        super().__init__(
+            "JAFFE", records, FileReader(source, [files[key][0] for key in ids]), problems=problems
+        )

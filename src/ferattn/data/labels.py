@@ -1,8 +1,8 @@
 """One vocabulary of emotions, and the names and orders under which the datasets know them.
 
-Every dataset of ferattn numbers its classes in the order of ``EMOTIONS``, so that a model trained on one can be
-read on another. The first seven are FER2013's own numbering (its CSV files), which is also the order of Chap's
-confusion matrix; contempt exists in CK+ only and comes last.
+Every dataset of ferattn numbers its classes in the order of ``EMOTIONS``, so that a model trained on one can
+be read on another. The first seven are FER2013's own numbering (its CSV files), which is also the order of
+Chap's confusion matrix; contempt exists in CK+ only and comes last.
 """
 
 from __future__ import annotations
@@ -31,7 +31,16 @@ FER2013_CLASSES = EMOTIONS[:7]
 KAGGLE_FOLDER_ORDER = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
 """The order in which torchvision's ``ImageFolder`` numbers the Kaggle folders of FER2013 (alphabetical)."""
 
-CKPLUS_CODES = {0: "neutral", 1: "angry", 2: "contempt", 3: "disgust", 4: "fear", 5: "happy", 6: "sad", 7: "surprise"}
+CKPLUS_CODES = {
+    0: "neutral",
+    1: "angry",
+    2: "contempt",
+    3: "disgust",
+    4: "fear",
+    5: "happy",
+    6: "sad",
+    7: "surprise",
+}
 """The numbers in CK+'s ``*_emotion.txt`` files."""
 
 JAFFE_CODES = {

@@ -39,8 +39,8 @@ class LeakReport:
 
     Attributes:
         sizes: Number of images in each part.
-        matches: For each image and each other part that holds a copy of it, the most similar copy; ``kind`` is
-            ``identical``, ``near`` or ``mirrored``.
+        matches: For each image and each other part that holds a copy of it, the most similar copy; ``kind``
+            is ``identical``, ``near`` or ``mirrored``.
         shared_subjects: People in two parts, by ``"part/part"``; None where the subjects are not known.
         repeated: Images in each part whose pixels occur earlier in the same part: no leak, but counted twice.
         label_conflicts: Images whose pixels occur again under another class, anywhere.
@@ -60,7 +60,7 @@ class LeakReport:
         return bool(self.matches) or any((self.shared_subjects or {}).values())
 
     def counts(self) -> dict[tuple[str, str], dict[str, int]]:
-        """For each ordered pair of parts, how many images of the first have a copy of each kind in the second."""
+        """For each ordered pair of parts, how many images of the first have a copy in the second, by kind."""
         table: dict[tuple[str, str], dict[str, int]] = {
             (part, other): {"identical": 0, "near": 0, "mirrored": 0}
             for part in self.sizes
@@ -80,12 +80,16 @@ class LeakReport:
 
 
 def check_leaks(
-    dataset: FaceDataset, parts: Mapping[str, NDArray[np.int64]], *, threshold: float = NEAR, mirrored: bool = True
+    dataset: FaceDataset,
+    parts: Mapping[str, NDArray[np.int64]],
+    *,
+    threshold: float = NEAR,
+    mirrored: bool = True,
 ) -> LeakReport:
     """Look for images and people that occur in more than one part.
 
-    Images are compared in grey at 48 x 48 pixels, everyone with everyone; the time grows with the square of their
-    number (35,887: seconds on two cores).
+    Images are compared in grey at 48 x 48 pixels, everyone with everyone; the time grows with the square of
+    their number (35,887: seconds on two cores).
 
     Args:
         dataset: The images.

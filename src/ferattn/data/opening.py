@@ -29,7 +29,8 @@ DATASETS: dict[str, Callable[..., FaceDataset]] = {
 
 _SIGNS = {
     "fer2013": re.compile(
-        r"(.*/)?((fer2013|icml_face_data|train)\.csv|(training|publictest|privatetest)_\d+\.\w+)", re.IGNORECASE
+        r"(.*/)?((fer2013|icml_face_data|train)\.csv|(training|publictest|privatetest)_\d+\.\w+)",
+        re.IGNORECASE,
     ),
     "ckplus": re.compile(r"(.*/)?S\d{3}_\d{3}_\d{8}\.\w+", re.IGNORECASE),
     "jaffe": re.compile(r"(.*/)?[A-Z]{2}\.(AN|DI|FE|HA|NE|SA|SU)\d\.\d+\.tiff?", re.IGNORECASE),
@@ -52,7 +53,9 @@ def guess_kind(root: str | os.PathLike[str]) -> str:
     raise InvalidInput(f"{source.root}: neither pictures nor a known dataset ({', '.join(DATASETS)}) in it.")
 
 
-def open_dataset(root: str | os.PathLike[str], kind: str | None = None, *, on_error: str = "raise") -> FaceDataset:
+def open_dataset(
+    root: str | os.PathLike[str], kind: str | None = None, *, on_error: str = "raise"
+) -> FaceDataset:
     """Open the dataset at ``root``.
 
     Args:

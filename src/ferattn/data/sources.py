@@ -54,8 +54,8 @@ def open_source(root: str | os.PathLike[str], problems: Problems) -> Source:
     Hidden files and ``__MACOSX`` are left out.
 
     Raises:
-        InvalidInput: If ``root`` does not exist or is a damaged zip; also for a link that runs in a circle or a
-            zip member whose path leaves the archive, where ``problems`` are to be raised.
+        InvalidInput: If ``root`` does not exist or is a damaged zip; also for a link that runs in a circle or
+            a zip member whose path leaves the archive, where ``problems`` are to be raised.
     """
     path = Path(root)
     try:
@@ -103,7 +103,9 @@ class Folder:
                 status = folder.stat()
                 identity = (status.st_dev, status.st_ino)
                 if identity in above:
-                    problems.add(str(folder), "a link to a folder that contains it (the links run in a circle).")
+                    problems.add(
+                        str(folder), "a link to a folder that contains it (the links run in a circle)."
+                    )
                     continue
                 entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
             except OSError as error:
@@ -144,7 +146,8 @@ class Zip:
 
     Args:
         root: The archive.
-        problems: Where members with a path that leaves the archive, encrypted ones and repeated names are reported.
+        problems: Where members with a path that leaves the archive, encrypted ones and repeated names are
+            reported.
     """
 
     def __init__(self, root: Path, problems: Problems) -> None:

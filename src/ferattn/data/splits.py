@@ -1,4 +1,4 @@
-"""Divisions of a dataset: as published (random over images) and honest (official, or by subject); kept in a file.
+"""Divisions of a dataset: as published (random over images) and honest (official, or by subject).
 
 The published experiments on CK+ and JAFFE split at random over images, so the same face, on CK+ even the same
 second of the same sequence, is on both sides. ``honest`` says of every division whether it avoids that.
@@ -74,14 +74,18 @@ def official(dataset: FaceDataset) -> Splits:
     Raises:
         InvalidOption: If the dataset has none.
     """
-    table = {name: rows for name, rows in part_table(dataset.records).items() if name in (dataset.parts or ())}
+    table = {
+        name: rows for name, rows in part_table(dataset.records).items() if name in (dataset.parts or ())
+    }
     if len(table) < 2:
-        raise InvalidOption(f"{dataset.name} has no official split here; its parts: {', '.join(table) or 'none'}.")
+        raise InvalidOption(
+            f"{dataset.name} has no official split here; its parts: {', '.join(table) or 'none'}."
+        )
     return Splits("official", honest=True, seed=None, folds=(table,))
 
 
 def merged_test(dataset: FaceDataset) -> Splits:
-    """FER2013's training set, and its public and private test as one test of 7,178 images, as Luo and Miskow used it.
+    """FER2013's training set, and both its tests as one of 7,178 images, as Luo and Miskow used it.
 
     Not honest: whoever tests on both halves has none left on which to choose a model.
 
@@ -90,8 +94,12 @@ def merged_test(dataset: FaceDataset) -> Splits:
     """
     table = part_table(dataset.records)
     if not {"train", "merged"} <= set(table):
-        raise InvalidOption(f"{dataset.name} has no merged test here; its parts: {', '.join(table) or 'none'}.")
-    return Splits("merged-test", honest=False, seed=None, folds=({"train": table["train"], "test": table["merged"]},))
+        raise InvalidOption(
+            f"{dataset.name} has no merged test here; its parts: {', '.join(table) or 'none'}."
+        )
+    return Splits(
+        "merged-test", honest=False, seed=None, folds=({"train": table["train"], "test": table["merged"]},)
+    )
 
 
 def random_split(
@@ -101,8 +109,8 @@ def random_split(
 
     Args:
         dataset: What to divide.
-        fractions: Share of each part, such as ``{"train": 0.8, "test": 0.2}``; they add up to 1. Sizes are rounded
-            so that they add up to the whole.
+        fractions: Share of each part, such as ``{"train": 0.8, "test": 0.2}``; they add up to 1. Sizes are
+            rounded so that they add up to the whole.
         seed: Same seed, same split.
         stratify: Whether each part gets the same share of every class (to within one image).
 
@@ -124,9 +132,7 @@ def random_split(
             place[members] = (np.arange(len(members)) + generator.random()) / len(members)
         order = order[np.argsort(place, kind="stable")]
     cuts = np.rint(np.cumsum(shares) * n).astype(int)
-    fold = {
-        name: np.sort(rows) for name, rows in zip(fractions, np.split(order, cuts[:-1]), strict=True)
-    }
+    fold = {name: np.sort(rows) for name, rows in zip(fractions, np.split(order, cuts[:-1]), strict=True)}
     empty = [name for name, rows in fold.items() if not len(rows)]
     if empty:
         raise InvalidOption(f"{dataset.name} has {n} images: {', '.join(empty)} would be empty.")
@@ -134,7 +140,7 @@ def random_split(
 
 
 def subject_kfold(dataset: FaceDataset, k: int = 10, *, seed: int = 0, validation: bool = False) -> Splits:
-    """k folds in which no subject is on both sides and the classes are spread as evenly as the subjects allow.
+    """K folds in which no subject is on both sides and classes are spread as evenly as subjects allow.
 
     Args:
         dataset: What to divide; must know its subjects.
@@ -148,7 +154,9 @@ def subject_kfold(dataset: FaceDataset, k: int = 10, *, seed: int = 0, validatio
     subjects = _subjects(dataset)
     people = len(set(subjects))
     if not isinstance(k, int) or not 2 + validation <= k <= people:
-        raise InvalidOption(f"k={k!r}: from {2 + validation} to {people}, the number of subjects of {dataset.name}.")
+        raise InvalidOption(
+            f"k={k!r}: from {2 + validation} to {people}, the number of subjects of {dataset.name}."
+        )
     fold_of = stratified_groups(dataset.records.labels, subjects, k, seed=_seed(seed))
     return Splits(f"subject-{k}-fold", honest=True, seed=seed, folds=_rotate(fold_of, k, validation))
 
@@ -166,7 +174,9 @@ def leave_one_subject_out(dataset: FaceDataset, *, validation: bool = False) -> 
     subjects = _subjects(dataset)
     people, fold_of = np.unique(np.array(subjects, dtype=str), return_inverse=True)
     if len(people) < 2 + validation:
-        raise InvalidOption(f"{dataset.name} has {len(people)} subjects; at least {2 + validation} are needed.")
+        raise InvalidOption(
+            f"{dataset.name} has {len(people)} subjects; at least {2 + validation} are needed."
+        )
     folds = _rotate(fold_of.astype(np.int64), len(people), validation)
     return Splits("leave-one-subject-out", honest=True, seed=None, folds=folds)
 
@@ -207,7 +217,9 @@ def save_splits(splits: Splits, dataset: FaceDataset, path: str | os.PathLike[st
         "seed": splits.seed,
         "images": len(dataset),
         "sha256": dataset.checksum(),
-        "folds": [{name: [dataset.ids[row] for row in rows] for name, rows in fold.items()} for fold in splits.folds],
+        "folds": [
+            {name: [dataset.ids[row] for row in rows] for name, rows in fold.items()} for fold in splits.folds
+        ],
     }
     write_atomically(Path(path), (json.dumps(content, indent=1) + "\n").encode())
 
@@ -232,12 +244,16 @@ def load_splits(path: str | os.PathLike[str], dataset: FaceDataset) -> Splits:
     checksum = dataset.checksum()
     if made_for[1] != checksum:
         raise InvalidInput(
-            f"{path}: made for other data. It belongs to {content.get('images')} images of {content.get('dataset')!r} "
-            f"with checksum {str(made_for[1])[:12]}…; {dataset.name!r} here has {len(dataset)} with {checksum[:12]}…."
+            f"{path}: made for other data. It belongs to {content.get('images')} images of "
+            f"{content.get('dataset')!r} with checksum {str(made_for[1])[:12]}…; "
+            f"{dataset.name!r} here has {len(dataset)} with {checksum[:12]}…."
         )
     place = {name: row for row, name in enumerate(dataset.ids)}
     try:
-        folds = tuple({part: np.array([place[name] for name in ids], dtype=np.int64) for part, ids in fold.items()} for fold in named)
+        folds = tuple(
+            {part: np.array([place[name] for name in ids], dtype=np.int64) for part, ids in fold.items()}
+            for fold in named
+        )
     except (KeyError, TypeError) as error:
         raise InvalidInput(f"{path}: names an image that the data does not have: {error}.") from error
     for number, fold in enumerate(folds):
@@ -264,7 +280,9 @@ def _rotate(fold_of: NDArray[np.int64], k: int, validation: bool) -> tuple[Fold,
 
 def _subjects(dataset: FaceDataset) -> tuple[str, ...]:
     if dataset.subjects is None:
-        raise InvalidOption(f"{dataset.name} does not say who is in its images, so it cannot be divided by subject.")
+        raise InvalidOption(
+            f"{dataset.name} does not say who is in its images, so it cannot be divided by subject."
+        )
     return dataset.subjects
 
 
