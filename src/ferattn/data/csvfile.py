@@ -62,8 +62,6 @@ def read_pixel_csv(
         InvalidInput: If a column is missing or the file is damaged; also for a bad row, where ``problems``
             are raised.
     """
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline="")
-    reader = csv.reader(text)
     ids: list[str] = []
     images: list[NDArray[np.uint8]] = []
     labels: list[int] = []
@@ -78,15 +76,17 @@ def read_pixel_csv(
         parts.extend(row.part for row in rows)
         chunk.clear()
 
-    try:
-        columns = _columns(next(reader, []), name, part)
-        for row in _rows(reader, columns, name, problems, classes, usages, part):
-            chunk.append(row)
-            if len(chunk) == CHUNK_ROWS:
-                flush()
-        flush()
-    except (csv.Error, zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
-        raise InvalidInput(f"{name}: damaged near line {reader.line_num} ({error}).") from error
+    with io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline="") as text:
+        reader = csv.reader(text)
+        try:
+            columns = _columns(next(reader, []), name, part)
+            for row in _rows(reader, columns, name, problems, classes, usages, part):
+                chunk.append(row)
+                if len(chunk) == CHUNK_ROWS:
+                    flush()
+            flush()
+        except (csv.Error, zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
+            raise InvalidInput(f"{name}: damaged near line {reader.line_num} ({error}).") from error
     return PixelTable(ids, np.concatenate(images), np.array(labels, dtype=np.int64), parts)
 
 
