@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from ferattn.cli.data import data_app
 from ferattn.cli.models import models, show
 from ferattn.errors import FerattnError
 
@@ -37,6 +38,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+app.add_typer(data_app, name="data")
 
 
 @app.callback()
