@@ -12,13 +12,14 @@ PACKAGE = Path(ferattn.__file__).parent
 # A room may import from the floors below its own, and from inside itself.
 FLOORS = [
     {"errors", "reference", "entrypoints"},
+    {"statistics"},
     {"heads", "kernels"},
     {"activations", "attention", "sites", "cnn"},
     {"backbones"},
     {"spec", "weights"},
     {"assembly"},
     {"factory"},
-    {"training", "statistics", "predict", "explain", "export", "published", "bench"},
+    {"training", "predict", "explain", "export", "published", "bench"},
     {"cli"},
 ]
 # The wings stand on errors alone and can be taken away.
