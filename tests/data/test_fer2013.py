@@ -189,6 +189,32 @@ def test_a_damaged_csv_never_ends_in_another_error(tmp_path, data):
         assert "fer2013.csv" in message
 
 
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_zip_never_ends_in_another_error(tmp_path, data):
+    path = tmp_path / "data.zip"
+    if not (tmp_path / "data").exists():
+        fer_tree(tmp_path / "data", ROWS[:3])
+    content = bytearray(zipped(tmp_path / "data", path).read_bytes())
+    for _ in range(data.draw(st.integers(1, 8))):
+        # The central directory lies at the end: damage it as often as the images.
+        tail = data.draw(st.booleans())
+        place = data.draw(st.integers(max(0, len(content) - 600) if tail else 0, len(content) - 1))
+        content[place] = data.draw(st.integers(0, 255))
+    path.write_bytes(
+        content[: data.draw(st.integers(0, len(content)))] if data.draw(st.booleans()) else content
+    )
+    for policy in ("raise", "skip"):
+        try:
+            cached = cache(FER2013(path, on_error=policy))
+        except InvalidInput as error:
+            message = str(error)
+        else:
+            message = "data.zip"
+            assert len(cached) + len(cached.skipped) >= 1
+        assert "data.zip" in message or "FER2013" in message
+
+
 def test_the_real_counts_are_the_official_ones(fer2013_zip):
     dataset = FER2013(fer2013_zip)
     assert dataset.is_official

@@ -170,8 +170,8 @@ def _from_folders(source: Source, problems: Problems) -> tuple[Records, Reader]:
         )
     if not rows:
         raise InvalidInput(
-            f"{source.root}: no FER2013 here. Looked for fer2013.csv, icml_face_data.csv, train.csv, test.csv, "
-            f"and images in train/<class>/ and test/<class>/ (classes: {', '.join(FER2013_CLASSES)})."
+            f"{source.root}: no FER2013 here. Looked for fer2013.csv, icml_face_data.csv, train.csv, "
+            f"test.csv, and images in train/<class>/ and test/<class>/ (classes: {', '.join(FER2013_CLASSES)})."
         )
     records = Records(
         ids=tuple(row[0] for row in rows),

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from ferattn.data.cache import CachedDataset
 from ferattn.data.dataset import Batch, FaceDataset, Item
+from ferattn.data.keyed import check_seed
 from ferattn.data.transforms import BatchTransform
 from ferattn.errors import InvalidInput, InvalidOption
 
@@ -35,7 +36,7 @@ class SeededSampler(Sampler[int]):
     def __init__(self, n: int, *, shuffle: bool, seed: int = 0, rank: int = 0, world: int = 1) -> None:
         if not 0 <= rank < world:
             raise InvalidOption(f"rank={rank!r}, world={world!r}: the rank runs from 0 to world - 1.")
-        self.n, self.shuffle, self.seed, self.rank, self.world = n, shuffle, seed, rank, world
+        self.n, self.shuffle, self.seed, self.rank, self.world = n, shuffle, check_seed(seed), rank, world
         # Shared memory: workers that live on from epoch to epoch must see the change.
         self.shared_epoch = torch.zeros((), dtype=torch.int64)
         self.shared_epoch.share_memory_()  # type: ignore[no-untyped-call]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ferattn.data.atomic import write_atomically
 from ferattn.data.dataset import FaceDataset, part_table
 from ferattn.data.groups import stratified_groups
+from ferattn.data.keyed import check_seed
 from ferattn.errors import InvalidInput, InvalidOption, choose
 
 __all__ = [
@@ -120,7 +121,7 @@ def random_split(
     shares = list(fractions.values())
     if not shares or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-9:
         raise InvalidOption(f"fractions={dict(fractions)}: positive shares that add up to 1 are needed.")
-    generator = np.random.default_rng(_seed(seed))
+    generator = np.random.default_rng(check_seed(seed))
     n = len(dataset)
     order = generator.permutation(n)
     if stratify:
@@ -157,7 +158,7 @@ def subject_kfold(dataset: FaceDataset, k: int = 10, *, seed: int = 0, validatio
         raise InvalidOption(
             f"k={k!r}: from {2 + validation} to {people}, the number of subjects of {dataset.name}."
         )
-    fold_of = stratified_groups(dataset.records.labels, subjects, k, seed=_seed(seed))
+    fold_of = stratified_groups(dataset.records.labels, subjects, k, seed=check_seed(seed))
     return Splits(f"subject-{k}-fold", honest=True, seed=seed, folds=_rotate(fold_of, k, validation))
 
 
@@ -284,9 +285,3 @@ def _subjects(dataset: FaceDataset) -> tuple[str, ...]:
             f"{dataset.name} does not say who is in its images, so it cannot be divided by subject."
         )
     return dataset.subjects
-
-
-def _seed(seed: int) -> int:
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise InvalidOption(f"seed={seed!r}: a whole number, 0 or larger, is needed.")
-    return seed

@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as v2
 from ferattn.data.augmentation import AUGMENTATIONS, Augmentation
 from ferattn.data.cache import CachedDataset
 from ferattn.data.geometry import affine, erase
-from ferattn.data.keyed import keyed_uniform
+from ferattn.data.keyed import check_seed, keyed_uniform
 from ferattn.data.whitening import ZCA
 from ferattn.errors import InvalidInput, InvalidOption, choose
 
@@ -85,7 +85,7 @@ class BatchTransform(nn.Module):
         self.augmentation = augmentation
         self.normalize = nn.Identity() if normalize is None else normalize
         self.size = (size, size) if isinstance(size, int) else size
-        self.seed = seed
+        self.seed = check_seed(seed)
 
     def forward(self, images: Tensor, indices: Tensor | None = None, epoch: int = 0) -> Tensor:
         """Transform a batch.
@@ -180,7 +180,7 @@ def make_transform(
 
     Raises:
         UnknownChoice: If there is no such recipe.
-        InvalidOption: If both whitening and standardizing are asked for, or whitening with a ``size``.
+        InvalidOption: If whitening is asked for together with standardizing or with a ``size``.
     """
     augmentation = choose(AUGMENTATIONS, recipe, "augmentation") if isinstance(recipe, str) else recipe
     normalize: nn.Module | None = None
