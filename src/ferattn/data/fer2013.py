@@ -171,7 +171,7 @@ def _from_folders(source: Source, problems: Problems) -> tuple[Records, Reader]:
     if not rows:
         raise InvalidInput(
             f"{source.root}: no FER2013 here. Looked for fer2013.csv, icml_face_data.csv, train.csv, "
-            f"test.csv, and images in train/<class>/ and test/<class>/ (classes: {', '.join(FER2013_CLASSES)})."
+            f"test.csv, and images in train/<class>/ and test/<class>/ ({', '.join(FER2013_CLASSES)})."
         )
     records = Records(
         ids=tuple(row[0] for row in rows),

@@ -95,7 +95,7 @@ class BatchTransform(nn.Module):
             indices: Positions of the images in their dataset, shape (b,); needed in training mode.
             epoch: Which epoch this is; changes the random numbers.
 
-        Shape: (b, c, h, w), or (b, c, *size)
+        Shape: (b, c, h, w), with the height and width of ``size`` where one was given
 
         Raises:
             InvalidInput: If ``images`` are not a batch of 8-bit pixels.
