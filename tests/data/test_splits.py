@@ -126,7 +126,7 @@ def test_class_shares_are_far_more_even_than_by_chance(seed):
         np.add.at(totals, (assignment, labels), 1)
         return imbalance(totals)
 
-    assert spread(folds) < 0.1 * spread(by_chance)
+    assert spread(folds) < 0.25 * spread(by_chance)  # about 0.05 usually
 
 
 @pytest.mark.parametrize("validation", [False, True])
