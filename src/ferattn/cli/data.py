@@ -40,7 +40,7 @@ def _open(root: Path, kind: str | None, skip_bad: bool) -> FaceDataset:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, soft_wrap=True)
 
 
 def _write_json(path: Path | None, content: dict[str, Any]) -> None:
