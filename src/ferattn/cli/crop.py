@@ -102,13 +102,14 @@ def crop(
         TimeRemainingColumn(),
         console=console,
     )
-    with progress:
-        task = progress.add_task("cropping", total=None)
+    task = progress.add_task("cropping")
 
-        def start(description: str, total: int) -> None:
-            progress.console.print(f"detector: {description}", markup=False)
-            progress.update(task, total=total)
+    def start(description: str, total: int) -> None:
+        console.print(f"detector: {description}", markup=False)
+        progress.update(task, total=total)
+        progress.start()  # not before: an option that is refused should leave one line, not a bar
 
+    try:
         summary = crop_folder(
             source,
             destination,
@@ -127,6 +128,8 @@ def crop(
             on_start=start,
             on_done=lambda _: progress.advance(task),
         )
+    finally:
+        progress.stop()
     _print_summary(console, summary)
 
 

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from ferattn.errors import FerattnError, InvalidInput, InvalidOption, MissingDependency, choose
 from ferattn.faces.crops import Color, Padding, check_crop_options, crop
-from ferattn.faces.detectors import SEVERAL, Detector, Several, make_detector, pick
-from ferattn.faces.face import Face
+from ferattn.faces.detectors import SEVERAL, Several, make_detector, pick
+from ferattn.faces.face import Detector, Face
 from ferattn.faces.illumination import ILLUMINATION, illuminate
 from ferattn.faces.journal import Journal, Row, claim, write_atomically
 from ferattn.faces.pictures import read_picture
@@ -95,8 +95,20 @@ class _Cutter:
         cut = illuminate(crop(image, face, channels="rgb", **options), self.illumination)
         write_atomically(self._target(output), _png(cut))
         score = "" if face.score is None else f"{face.score:.4f}"
-        box = tuple(f"{value:.2f}" for value in face.box)
-        return Row(item.name, output, "kept", reason, "", str(len(faces)), score, *box, item.stamp)
+        x, y, width, height = (f"{value:.2f}" for value in face.box)
+        return Row(
+            item.name,
+            output,
+            "kept",
+            reason,
+            faces=str(len(faces)),
+            score=score,
+            x=x,
+            y=y,
+            width=width,
+            height=height,
+            stamp=item.stamp,
+        )
 
     def _target(self, output: str) -> Path:
         target = self.folder / output
@@ -168,7 +180,7 @@ def crop_folder(
     }
     with open_source(root) as opened:
         if isinstance(opened, FolderSource):
-            opened.avoid = folder
+            opened.avoid = folder.resolve()
         items = opened.items()
         if not any(not item.problem for item in items):
             raise InvalidInput(f"there is no picture in {str(root)!r} ({len(items)} other files)")

@@ -19,25 +19,7 @@ from ferattn.errors import InvalidInput
 
 __all__ = ["FolderSource", "Item", "Source", "ZipSource", "open_source"]
 
-_SUFFIXES = frozenset(
-    [
-        ".bmp",
-        ".gif",
-        ".jp2",
-        ".jpe",
-        ".jpeg",
-        ".jpg",
-        ".pbm",
-        ".pgm",
-        ".png",
-        ".pnm",
-        ".ppm",
-        ".tga",
-        ".tif",
-        ".tiff",
-        ".webp",
-    ]
-)
+_SUFFIX = re.compile(r"\.(bmp|gif|jp2|jpe|jpe?g|p[bgnp]m|png|tga|tiff?|webp)", re.IGNORECASE)
 _MAX_BYTES = 512 * 2**20  # of one member of a zip, unpacked: a bomb is reported, not unpacked
 
 
@@ -151,7 +133,7 @@ class FolderSource:
             return Item(name, problem="unreadable", detail=str(error.strerror))
         if not stat.S_ISREG(status.st_mode):
             return Item(name, problem="not a picture", detail="not a regular file")
-        if path.suffix.lower() not in _SUFFIXES:
+        if not _SUFFIX.fullmatch(path.suffix):
             return Item(name, problem="not a picture", detail=f"suffix {path.suffix!r}")
         return Item(name, f"{status.st_size}-{status.st_mtime_ns}")
 
@@ -189,7 +171,7 @@ class ZipSource:
 
     def _item(self, name: str, info: zipfile.ZipInfo) -> Item:
         suffix = PurePosixPath(name).suffix
-        if suffix.lower() not in _SUFFIXES:
+        if not _SUFFIX.fullmatch(suffix):
             return Item(name, problem="not a picture", detail=f"suffix {suffix!r}")
         if info.file_size > _MAX_BYTES:
             return Item(name, problem="unreadable", detail=f"{info.file_size} bytes unpacked")
