@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferattn.errors import InvalidOption, MissingDependency
-from ferattn.faces.face import Box, Detector
+from ferattn.faces.face import Box, Detector, Face
 from ferattn.faces.framing import Framing
 from ferattn.faces.pictures import to_gray
+from ferattn.faces.yunet import import_cv2
 
 __all__ = ["HaarCascade", "LbpCascade", "cascade", "haar_file"]
 
@@ -43,6 +44,48 @@ class _Options:
         return (
             f"{type(self).__name__}(min_face={self.min_face}, min_neighbors={self.min_neighbors}, "
             f"{self.framing})"
+        )
+
+    def __call__(self, image: NDArray[np.uint8]) -> list[Face]:
+        """Find the faces, largest first.
+
+        Shape: image (h, w, 3), uint8, RGB.
+        """
+        framed, placement = self.framing.apply(image)
+        side = min(framed.shape[:2])
+        if side < _SMALLEST:
+            return []
+        boxes = self._boxes(framed, max(_SMALLEST, round(self.min_face * side)))
+        return [placement.back(box, None) for box in _largest_first(boxes)]
+
+    def _boxes(self, image: NDArray[np.uint8], smallest: int) -> list[Box]:
+        raise NotImplementedError
+
+
+class HaarCascade(_Options):
+    """OpenCV 4's frontal face cascade; see ``cascade`` for the arguments."""
+
+    name = "cascade-haar"
+
+    def __init__(
+        self,
+        *,
+        min_face: float = 0.12,
+        min_neighbors: int = 4,
+        min_side: int = 96,
+        max_side: int = 480,
+        border: float = 0.25,
+    ) -> None:
+        super().__init__(min_face, min_neighbors, min_side, max_side, border)
+        path = haar_file()
+        if path is None:
+            raise MissingDependency("the Haar cascade needs OpenCV 4; OpenCV 5 has none")
+        cv2 = import_cv2("the Haar cascade", "CascadeClassifier")
+        self._classifier = cv2.CascadeClassifier(str(path))
+
+    def _boxes(self, image: NDArray[np.uint8], smallest: int) -> list[Box]:
+        found = self._classifier.detectMultiScale(
+            to_gray(image), scaleFactor=1.1, minNeighbors=self.min_neighbors, minSize=(smallest, smallest)
         )
         return [(float(x), float(y), float(w), float(h)) for x, y, w, h in found]
 

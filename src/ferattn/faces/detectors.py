@@ -21,7 +21,7 @@ from ferattn.errors import InvalidInput, InvalidOption, MissingDependency, Weigh
 from ferattn.faces.cascade import cascade
 from ferattn.faces.face import Detector, Face
 from ferattn.faces.pictures import Channels, Picture, read_picture
-from ferattn.faces.weights import YUNET_WEIGHTS, fetch
+from ferattn.faces.weights import YUNET_WEIGHTS, fetch, verify
 from ferattn.faces.yolo5face import YOLO5Face
 from ferattn.faces.yunet import YuNet, import_cv2
 
@@ -32,6 +32,7 @@ __all__ = [
     "Several",
     "WholePicture",
     "auto",
+    "best_available",
     "detect",
     "make_detector",
     "pick",
@@ -110,25 +111,33 @@ class CallableDetector:
         return Face(numbers[:4], numbers[4] if len(numbers) == 5 else None)
 
 
-def auto() -> Detector:
-    """The best detector that works here, YuNet before the cascade.
+def best_available() -> str:
+    """Name of the best detector that works here, YuNet before the cascade; the log says which, and why.
 
-    The log says which one it took, and why. YuNet is taken if OpenCV has it and its weights are in the hub
-    cache or can be fetched.
+    YuNet is taken if OpenCV has it and its weights are in the hub cache or can be fetched.
+
+    Raises:
+        WeightsMismatch: If YuNet's weights are there but damaged.
+    """
+    try:
+        import_cv2("YuNet", "FaceDetectorYN")
+        weights = fetch(YUNET_WEIGHTS)
+    except (MissingDependency, WeightsMismatch) as error:
+        _log.warning("face detector: cascade, because YuNet is not available: %s", error)
+        return "cascade"
+    verify(weights, YUNET_WEIGHTS)
+    _log.info("face detector: yunet")
+    return "yunet"
+
+
+def auto() -> Detector:
+    """The detector that ``best_available`` names; its ``name`` says which one that is.
 
     Raises:
         MissingDependency: If none works: neither OpenCV nor scikit-image is installed.
         WeightsMismatch: If YuNet's weights are there but damaged.
     """
-    try:
-        import_cv2("YuNet", "FaceDetectorYN")
-        fetch(YUNET_WEIGHTS)
-    except (MissingDependency, WeightsMismatch) as error:
-        fallback = cascade()
-        _log.warning("face detector: %s, because YuNet is not available: %s", fallback.name, error)
-        return fallback
-    _log.info("face detector: yunet")
-    return YuNet()
+    return DETECTORS[best_available()]()
 
 
 DETECTORS: dict[str, Callable[..., Detector]] = {

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ferattn.errors import FerattnError, InvalidInput, InvalidOption, MissingDependency, choose
 from ferattn.faces.crops import Color, Padding, check_crop_options, crop
-from ferattn.faces.detectors import SEVERAL, Several, make_detector, pick
+from ferattn.faces.detectors import SEVERAL, Several, best_available, make_detector, pick
 from ferattn.faces.face import Detector, Face
 from ferattn.faces.illumination import ILLUMINATION, illuminate
 from ferattn.faces.journal import Journal, Row, claim, write_atomically
@@ -184,6 +184,8 @@ def crop_folder(
         items = opened.items()
         if not any(not item.problem for item in items):
             raise InvalidInput(f"there is no picture in {str(root)!r} ({len(items)} other files)")
+        if detector == "auto" and not detector_options:
+            detector = best_available()  # once, and not again in every thread
         first = make_detector(detector, **(detector_options or {}))
         settings = {
             **crop_options,

@@ -45,7 +45,7 @@ def fetch(file: HubFile, *, cache_dir: str | Path | None = None) -> Path:
         WeightsMismatch: If the file is not in the cache and cannot be downloaded.
     """
     # timm depends on the hub client, so it is always installed; its import takes a moment.
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
@@ -58,15 +58,15 @@ def fetch(file: HubFile, *, cache_dir: str | Path | None = None) -> Path:
     except LocalEntryNotFoundError:
         pass
     try:
+        # One request without retries: without a network the download alone keeps trying for 23 s.
+        get_hf_file_metadata(hf_hub_url(file.repo, file.name, revision=file.revision))
         return Path(hf_hub_download(file.repo, file.name, revision=file.revision, cache_dir=cache_dir))
     except Exception as error:
-        # The client raises its own, its HTTP library's and the system's errors, which changed between
-        # versions.
-        reason = str(error).strip().splitlines()
+        # The client raises its own, its HTTP library's and the system's errors; which ones changed over time.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsMismatch(
-            f"{file.name} is not in the hub cache and could not be fetched from {file.repo!r} "
-            f"({reason[0] if reason else type(error).__name__}). Give a local "
-            f"copy by path: weights='.../{file.name}'"
+            f"{file.name} is not in the hub cache and could not be fetched from {file.repo!r} ({reason}). "
+            f"Give a local copy by path: weights='.../{file.name}'"
         ) from error
 
 
