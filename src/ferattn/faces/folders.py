@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ferattn.errors import FerattnError, InvalidInput, InvalidOption, MissingDependency, choose
@@ -324,6 +327,17 @@ def _run(
             raise type(error)(f"{item.name}: {error}") from error
 
     journal.start()
+    with _one_thread_each():
+        _work(one, todo, journal, workers, on_done)
+
+
+def _work(
+    one: Callable[[Item], Row],
+    todo: list[Item],
+    journal: Journal,
+    workers: int,
+    on_done: Callable[[str], None] | None,
+) -> None:
     executor = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="ferattn-crop")
     try:
         for future in as_completed([executor.submit(one, item) for item in todo]):
@@ -334,6 +348,26 @@ def _run(
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
         journal.close()
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Let PyTorch and OpenCV work in the calling thread alone: pictures are what runs in parallel here.
+
+    Waking their own threads for pictures this small is slower than the work, ten times so on a busy machine.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    cv2 = sys.modules.get("cv2")  # loaded by now if any detector uses it
+    opencv_before = cv2.getNumThreads() if cv2 is not None else 0
+    if cv2 is not None:
+        cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        if cv2 is not None:
+            cv2.setNumThreads(opencv_before)
 
 
 def _png(image: NDArray[np.uint8]) -> bytes:
