@@ -183,6 +183,7 @@ def _pixels(image: Image.Image, name: str) -> NDArray[np.uint8]:
     if image.mode == "F":
         return _from_array(np.asarray(image), None, name)
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        rgba = np.asarray(image.convert("RGBA"))
+        straight = image.convert("LA") if image.mode == "La" else image
+        rgba = np.asarray(straight.convert("RGBA"))
         return _over_white(rgba[..., :3], rgba[..., 3:])
     return np.array(image.convert("RGB"))

@@ -81,7 +81,7 @@ class YOLO5Face:
         except (cv2.error, InvalidInput) as error:
             raise WeightsMismatch(
                 f"{str(path)!r} is no YOLO5Face network with an input of {input_size}x{input_size} pixels: "
-                f"{str(error).strip()}"
+                f"{getattr(error, 'err', error)}"
             ) from error
         self.candidates = len(candidates)
 
