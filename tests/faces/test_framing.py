@@ -61,5 +61,5 @@ def test_resizing_is_pillows_antialiased_bilinear():
 
 @pytest.mark.parametrize("limits", [(0, 10), (10, 0), (20, 10), (1, 10, -0.1), (1, 10, 3)])
 def test_impossible_limits_are_refused(limits):
-    with pytest.raises(InvalidOption, match="min_side|max_side|border"):
+    with pytest.raises(InvalidOption, match=r"min_side|max_side|border"):
         Framing(*limits)

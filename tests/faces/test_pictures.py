@@ -1,3 +1,4 @@
+import contextlib
 import io
 import struct
 import zlib
@@ -180,31 +181,26 @@ def test_a_bomb_is_refused():
         read_picture(bomb)
 
 
-HEADS = [
-    encoded(Image.fromarray(RGB), kind)[:cut] for kind in ("PNG", "JPEG", "GIF", "BMP") for cut in (8, 30)
-]
+KINDS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")
+HEADS = [encoded(Image.fromarray(RGB), kind)[:cut] for kind in KINDS for cut in (8, 30)]
 
 
 @settings(max_examples=200, deadline=None)
 @given(head=st.sampled_from([b"", *HEADS]), tail=st.binary(max_size=300))
 def test_random_bytes_are_a_picture_or_our_error(head, tail):
-    try:
+    with contextlib.suppress(InvalidInput):
         assert read_picture(head + tail).dtype == np.uint8
-    except InvalidInput:
-        pass
 
 
-WHOLE = [encoded(Image.fromarray(RGB), kind) for kind in ("PNG", "JPEG", "GIF", "TIFF", "WEBP")]
+WHOLE = [encoded(Image.fromarray(RGB), kind) for kind in KINDS]
 
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.sampled_from(WHOLE), position=st.floats(0, 1), patch=st.binary(min_size=1, max_size=8))
 def test_damaged_files_are_a_picture_or_our_error(data, position, patch):
     at = int(position * len(data))
-    try:
+    with contextlib.suppress(InvalidInput):
         assert read_picture(data[:at] + patch + data[at + len(patch) :]).ndim == 3
-    except InvalidInput:
-        pass
 
 
 @given(st.integers(0, 255))

@@ -31,8 +31,8 @@ def heads(**cells: list[float]) -> list[torch.Tensor]:
     return list(raw.values())
 
 
-# One face in head 16, anchor (43, 55), row 1, column 2. By hand: the centre is (2 s(0.0) - 0.5 + cell) 16, the size
-# (2 s(t))^2 anchor, landmark k at (0.1 k, -0.1 k) anchors from the corner of the cell.
+# One face in head 16, anchor (43, 55), row 1, column 2. By hand: the centre is (2 s(0.0) - 0.5 + cell) 16,
+# the size (2 s(t))^2 anchor, landmark k at (0.1 k, -0.1 k) anchors from the corner of the cell.
 POINTS = [value for k in range(5) for value in (0.1 * k, -0.1 * k)]
 CELL = [0.0, 0.0, logit(0.5), logit(0.25), logit(0.9), *POINTS, logit(0.8)]
 HAND = [(0.5 + 2) * 16, (0.5 + 1) * 16, 43.0, 55 * 0.25, 0.9]
@@ -174,7 +174,7 @@ def test_the_network_sees_rgb_from_0_to_1(tmp_path):
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]), path)
     detector = make_detector("yolo5face", weights=path, input_size=SIZE)
     [face] = detector(np.broadcast_to(np.array([255, 51, 0], np.uint8), (SIZE, SIZE, 3)))
-    assert [*face.landmarks[0], face.landmarks[1][0]] == pytest.approx([1.0, 0.2, 0.0], abs=1e-6)
+    assert [*face.landmarks[0], face.landmarks[1][0]] == pytest.approx([1.0, 0.2, 0.0], abs=1e-4)
 
 
 def test_bad_weights_and_options(tmp_path):
