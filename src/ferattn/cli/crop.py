@@ -129,7 +129,8 @@ def crop(
             on_done=lambda _: progress.advance(task),
         )
     finally:
-        progress.stop()
+        if progress.live.is_started:
+            progress.stop()
     _print_summary(console, summary)
 
 
