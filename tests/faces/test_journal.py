@@ -83,6 +83,8 @@ def test_other_peoples_folders_are_left_alone(tmp_path):
         claim(tmp_path, {})
     with pytest.raises(InvalidOption, match="is a file"):
         claim(tmp_path / "mine.txt", {})
+    with pytest.raises(InvalidOption, match="cannot write to the output"):
+        claim(tmp_path / "mine.txt/below", {})
     assert os.listdir(tmp_path) == ["mine.txt"]
 
 

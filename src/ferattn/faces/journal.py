@@ -141,8 +141,11 @@ def claim(folder: Path, settings: Mapping[str, object]) -> None:
         raise InvalidOption(
             f"the output {str(folder)!r} holds files that no crop run made; give an empty or a new folder"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, wanted.encode())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, wanted.encode())
+    except OSError as error:
+        raise InvalidOption(f"cannot write to the output {str(folder)!r}: {error.strerror}") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
