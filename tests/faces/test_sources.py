@@ -1,8 +1,12 @@
+import contextlib
+import io
 import os
 import zipfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ferattn.errors import InvalidInput
 from ferattn.faces.sources import FolderSource, ZipSource, open_source
@@ -81,7 +85,7 @@ def zipped(tmp_path, names) -> Path:
 
 
 def test_a_zip_is_read_in_place_and_climbing_paths_are_reported(tmp_path):
-    climbing = ["../up.png", "a/../../up.png", "/abs.png", "C:/drive.png", "a\\..\\b.png"]
+    climbing = ["../up.png", "a/../../up.png", "/abs.png", "C:/drive.png", "a\\..\\b.png", "."]
     good = ["happy/a.png", "./sad/b.jpg", "readme.md", "__MACOSX/happy/a.png", "happy/.c.png", "empty/"]
     with open_source(zipped(tmp_path, [*climbing, *good])) as source:
         items = by_name(source)
@@ -97,6 +101,27 @@ def test_damaged_members_are_our_error(tmp_path):
     path.write_bytes(content.replace(b"a.png", b"a.pnG", 1).replace(b"a.png", b"XXXXX", 1))
     with zipfile.ZipFile(path) as archive, pytest.raises(InvalidInput, match="cannot read"):
         ZipSource(archive).read(archive.namelist()[0])
+
+
+def _archive() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/b.png", b"picture" * 9)
+        archive.writestr("c.png", b"another")
+    return buffer.getvalue()
+
+
+@settings(max_examples=300, deadline=None)
+@given(position=st.floats(0, 1), patch=st.binary(min_size=1, max_size=6), cut=st.booleans())
+def test_damaged_zips_are_read_or_our_error(tmp_path_factory, position, patch, cut):
+    content = _archive()
+    at = int(position * len(content))
+    path = tmp_path_factory.getbasetemp() / "damaged.zip"
+    path.write_bytes(content[:at] + patch + (b"" if cut else content[at + len(patch) :]))
+    with contextlib.suppress(InvalidInput), open_source(path) as source:
+        for item in source.items():
+            with contextlib.suppress(InvalidInput):
+                source.read(item.name)
 
 
 def test_neither_folder_nor_zip(tmp_path):

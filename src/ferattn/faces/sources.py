@@ -70,7 +70,8 @@ def open_source(path: Path) -> Iterator[Source]:
         raise InvalidInput(f"there is no folder or zip at {str(path)!r}")
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
+    except Exception as error:
+        # A damaged directory makes zipfile raise BadZipFile, NotImplementedError, struct.error, ...
         raise InvalidInput(f"{str(path)!r} is neither a folder nor a readable zip: {error}") from error
     with archive:
         yield ZipSource(archive)
@@ -156,7 +157,7 @@ class ZipSource:
         found: dict[str, Item] = {}
         for info in self.archive.infolist():
             parts = PurePosixPath(info.filename).parts
-            climbs = ".." in parts or info.filename.startswith("/") or "\\" in info.filename
+            climbs = not parts or ".." in parts or info.filename.startswith("/") or "\\" in info.filename
             if climbs or re.match(r"[A-Za-z]:", info.filename):
                 found[info.filename] = Item(
                     info.filename, problem="unsafe path", detail="it leaves the folder"
