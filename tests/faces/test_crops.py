@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from skimage.data import astronaut
@@ -130,6 +130,7 @@ def test_exif_orientation_reaches_the_crop(tmp_path):
 BOXES = st.tuples(st.floats(-20, 40), st.floats(-20, 25), st.floats(21, 90), st.floats(21, 90))
 
 
+@settings(deadline=None)
 @given(
     box=BOXES,
     size=st.integers(1, 40),
@@ -144,6 +145,7 @@ def test_a_flat_picture_gives_a_flat_crop_of_the_asked_size(box, size, margin, s
     assert (out == level).all()
 
 
+@settings(deadline=None)
 @given(box=BOXES, angle=st.floats(-3, 3), size=st.integers(2, 40))
 def test_mirroring_the_picture_mirrors_the_crop(box, angle, size):
     image = np.random.default_rng(1).integers(0, 256, (30, 50), dtype=np.uint8)

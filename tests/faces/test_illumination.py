@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 import scipy.ndimage
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from skimage.color import rgb2gray
@@ -38,6 +38,7 @@ def test_gamma_is_a_power_of_the_brightness():
     assert slopes.std() < 0.02 * slopes.mean()
 
 
+@settings(deadline=None)
 @given(PICTURES)
 def test_gamma_keeps_order_black_and_white(image):
     out = gamma_equalise(image)
@@ -69,6 +70,7 @@ def test_gamma_target_is_between_black_and_white(target):
 KERNEL = np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]])
 
 
+@settings(deadline=None)
 @given(PICTURES)
 def test_emboss_is_scipys_correlation(image):
     expected = scipy.ndimage.correlate(image.astype(int), KERNEL, mode="nearest").clip(0, 255)
@@ -95,6 +97,7 @@ def test_patterns_are_scikit_images(image):
     assert not (differ & ~flat[1:-1, 1:-1]).any()
 
 
+@settings(deadline=None)
 @given(PICTURES, st.integers(0, 255))
 def test_patterns_do_not_see_brightness(image, level):
     darker = image // 2

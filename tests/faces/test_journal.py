@@ -3,7 +3,7 @@ import os
 import stat
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ferattn.errors import InvalidOption
@@ -29,6 +29,7 @@ def test_the_report_is_sorted_csv(tmp_path):
     assert Journal(tmp_path).rows == {row.source: row for row in ROWS}
 
 
+@settings(deadline=None)
 @given(lost=st.integers(0, 60))
 def test_a_torn_journal_loses_whole_lines_and_nothing_else(lost, tmp_path_factory):
     folder = tmp_path_factory.mktemp("journal")

@@ -203,6 +203,7 @@ def test_damaged_files_are_a_picture_or_our_error(data, position, patch):
         assert read_picture(data[:at] + patch + data[at + len(patch) :]).ndim == 3
 
 
+@settings(deadline=None)
 @given(st.integers(0, 255))
 def test_gray_stays_gray(level):
     assert to_gray(np.full((1, 1, 3), level, np.uint8)).item() == level

@@ -111,7 +111,7 @@ def _archive() -> bytes:
     return buffer.getvalue()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(position=st.floats(0, 1), patch=st.binary(min_size=1, max_size=6), cut=st.booleans())
 def test_damaged_zips_are_read_or_our_error(tmp_path_factory, position, patch, cut):
     content = _archive()

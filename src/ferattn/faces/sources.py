@@ -185,8 +185,7 @@ class ZipSource:
                 # One byte more than promised, so that a header that lies about the size is noticed.
                 data = member.read(_MAX_BYTES + 1)
         except Exception as error:
-            # zipfile raises BadZipFile, RuntimeError (encrypted), NotImplementedError, zlib.error, KeyError,
-            # ...
+            # zipfile raises BadZipFile, RuntimeError (encrypted), NotImplementedError, zlib.error, ...
             raise InvalidInput(f"cannot read {name!r} from the zip: {error}") from error
         if len(data) > _MAX_BYTES:
             raise InvalidInput(f"{name!r} unpacks to more than {_MAX_BYTES} bytes")
