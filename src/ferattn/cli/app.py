@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from ferattn.cli.crop import crop
 from ferattn.cli.data import data_app
 from ferattn.cli.models import models, show
 from ferattn.errors import FerattnError
@@ -48,6 +49,7 @@ def _root() -> None:
 app.command()(models)
 app.command()(show)
 app.add_typer(data_app, name="data")
+app.command()(crop)
 
 
 def main() -> None:
