@@ -65,9 +65,7 @@ def torchvision_dataset(root: Path, path: Path, transform: Any) -> Any:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--passes", type=int, default=3)
@@ -110,15 +108,11 @@ def main() -> None:
     def loop(loader: DataLoader[Any], transform: BatchTransform | None) -> Callable[[], Iterable[Any]]:
         def batches() -> Iterable[Any]:
             for batch in loader:
-                yield (
-                    batch if transform is None else batch._replace(images=transform(batch[0], batch.indices))
-                )
+                yield (batch if transform is None else batch._replace(images=transform(batch[0], batch.indices)))
 
         return batches
 
-    def ours(
-        dataset: Any, workers: int, transform: BatchTransform, in_worker: bool
-    ) -> Callable[[], Iterable[Any]]:
+    def ours(dataset: Any, workers: int, transform: BatchTransform, in_worker: bool) -> Callable[[], Iterable[Any]]:
         loader = make_loader(
             dataset, BATCH, shuffle=True, workers=workers, transform=transform if in_worker else None
         )

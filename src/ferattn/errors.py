@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 __all__ = [
+    "Diverged",
     "FerattnError",
     "InvalidInput",
     "InvalidOption",
@@ -48,6 +49,10 @@ class NoSite(FerattnError, ValueError):
 
 class WeightsMismatch(FerattnError, RuntimeError):
     """Weights that do not fit the model, or that do not exist."""
+
+
+class Diverged(FerattnError, ArithmeticError):
+    """A training run whose loss is no longer a finite number."""
 
 
 class MissingDependency(FerattnError, ImportError):

@@ -33,9 +33,7 @@ def expected() -> Counter:
 LAYOUTS = {
     "fer2013.csv": lambda root: write(root / "fer2013.csv", csv_text(ROWS).encode()),
     "nested": lambda root: write(root / "fer2013/fer2013.csv", csv_text(ROWS).encode()),
-    "icml": lambda root: write(
-        root / "icml_face_data.csv", csv_text(ROWS, "emotion, Usage, pixels").encode()
-    ),
+    "icml": lambda root: write(root / "icml_face_data.csv", csv_text(ROWS, "emotion, Usage, pixels").encode()),
     "folders": fer_tree,
     "folders in a folder": lambda root: fer_tree(root / "archive"),
 }
@@ -134,16 +132,12 @@ def test_a_bad_row_is_named_and_can_be_skipped(tmp_path, bad):
 @pytest.mark.parametrize("header", ["emotion,pixel,Usage", "pixels,Usage,label", "", "a,b,c"])
 def test_a_missing_column_says_which_were_found(tmp_path, header):
     write(tmp_path / "fer2013.csv", (header + "\n1,2 3,Training\n").encode())
-    with pytest.raises(
-        InvalidInput, match=r"no column '(emotion|pixels)'; needed: emotion, pixels, usage; found"
-    ):
+    with pytest.raises(InvalidInput, match=r"no column '(emotion|pixels)'; needed: emotion, pixels, usage; found"):
         FER2013(tmp_path, on_error="skip")
 
 
 def test_rows_beyond_one_chunk_keep_their_order(tmp_path):
-    rows = [
-        (index % 7, "Training", np.full((48, 48), index % 256, np.uint8)) for index in range(CHUNK_ROWS + 3)
-    ]
+    rows = [(index % 7, "Training", np.full((48, 48), index % 256, np.uint8)) for index in range(CHUNK_ROWS + 3)]
     write(tmp_path / "fer2013.csv", csv_text(rows).encode())
     dataset = FER2013(tmp_path)
     assert [int(dataset.read(index)[0, 0, 0]) for index in range(len(dataset))] == [
@@ -187,6 +181,30 @@ def test_a_damaged_csv_never_ends_in_another_error(tmp_path, data):
             assert len(dataset) + len(dataset.skipped) >= 1
             assert cache(dataset).images.shape[1:] == (1, 48, 48)
         assert "fer2013.csv" in message
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_zip_never_ends_in_another_error(tmp_path, data):
+    path = tmp_path / "data.zip"
+    if not (tmp_path / "data").exists():
+        fer_tree(tmp_path / "data", ROWS[:3])
+    content = bytearray(zipped(tmp_path / "data", path).read_bytes())
+    for _ in range(data.draw(st.integers(1, 8))):
+        # The central directory lies at the end: damage it as often as the images.
+        tail = data.draw(st.booleans())
+        place = data.draw(st.integers(max(0, len(content) - 600) if tail else 0, len(content) - 1))
+        content[place] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))] if data.draw(st.booleans()) else content)
+    for policy in ("raise", "skip"):
+        try:
+            cached = cache(FER2013(path, on_error=policy))
+        except InvalidInput as error:
+            message = str(error)
+        else:
+            message = "data.zip"
+            assert len(cached) + len(cached.skipped) >= 1
+        assert "data.zip" in message or "FER2013" in message
 
 
 def test_the_real_counts_are_the_official_ones(fer2013_zip):

@@ -69,9 +69,7 @@ def test_a_decompression_bomb_is_refused(monkeypatch):
         decode(png(GREY), "bomb.png")
 
 
-FORMATS = [
-    encoded(Image.fromarray(COLOUR), kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
-]
+FORMATS = [encoded(Image.fromarray(COLOUR), kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")]
 
 
 @settings(max_examples=300, deadline=None)

@@ -63,8 +63,7 @@ def test_the_search_agrees_with_brute_force(n, threshold, seed):
     a, b = np.nonzero(np.triu(correlation >= threshold, 1))
     close = np.abs(correlation - threshold) < 1e-5
     found = {
-        tuple(pair)
-        for pair in find_duplicates(tensor(images), threshold=threshold, mirrored=False).pairs.tolist()
+        tuple(pair) for pair in find_duplicates(tensor(images), threshold=threshold, mirrored=False).pairs.tolist()
     }
     sure = {(x, y) for x, y in zip(a.tolist(), b.tolist(), strict=True) if not close[x, y]}
     assert sure <= found

@@ -33,9 +33,7 @@ def test_the_original_distribution_takes_labels_from_the_emotion_files(tmp_path)
     root = ck_original_tree(tmp_path)
     dataset = CKPlus(root)
     assert dataset.classes == ("disgust", "surprise")
-    assert dataset.ids == tuple(
-        f"{stem}_{frame:08d}" for stem in ("S005_001", "S010_004") for frame in (4, 5, 6)
-    )
+    assert dataset.ids == tuple(f"{stem}_{frame:08d}" for stem in ("S005_001", "S010_004") for frame in (4, 5, 6))
     assert dataset.counts() == {"disgust": 3, "surprise": 3}
     with_neutral = CKPlus(root, frames=9, neutral=True)
     assert with_neutral.counts() == {"disgust": 5, "surprise": 5, "neutral": 2}

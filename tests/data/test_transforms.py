@@ -18,6 +18,7 @@ from ferattn.data import (
     BatchTransform,
     Mixer,
     Standardize,
+    make_mixer,
     make_transform,
     views,
 )
@@ -349,3 +350,20 @@ def test_mixing_is_reproducible_and_both_kinds_take_turns():
         Mixer(1, mixup=1.0)
     with pytest.raises(InvalidInput, match="floating point"):
         mixer(images.byte(), labels, torch.arange(400))
+
+
+def test_a_recipe_brings_its_mixer():
+    strong = make_mixer("strong", 7, seed=3)
+    assert (strong.mixup, strong.cutmix, strong.seed, strong.classes) == (0.2, 1.0, 3, 7)
+    assert make_mixer("miskow2022", 7) is None
+    assert make_mixer(Augmentation(cutmix=0.5), 2).cutmix == 0.5
+    with pytest.raises(UnknownChoice, match="augmentation 'storng'"):
+        make_mixer("storng", 7)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 0.5, True])
+def test_seeds_that_are_none_are_refused(seed):
+    with pytest.raises(InvalidOption, match="seed="):
+        BatchTransform(AUGMENTATIONS["strong"], seed=seed)
+    with pytest.raises(InvalidOption, match="seed="):
+        Mixer(7, mixup=1.0, seed=seed)

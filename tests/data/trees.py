@@ -103,9 +103,7 @@ def zipped(folder: Path, target: Path, top: str = "") -> Path:
     return target
 
 
-def toy(
-    n: int = 40, *, classes: int = 4, side: int = 12, channels: int = 1, subjects: int = 0
-) -> CachedDataset:
+def toy(n: int = 40, *, classes: int = 4, side: int = 12, channels: int = 1, subjects: int = 0) -> CachedDataset:
     """A cached dataset of noise."""
     generator = np.random.default_rng(0)
     records = Records(

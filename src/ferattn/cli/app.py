@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from ferattn.cli.crop import crop
 from ferattn.cli.data import data_app
 from ferattn.cli.models import models, show
 from ferattn.errors import FerattnError
@@ -40,9 +41,6 @@ app = typer.Typer(
 )
 
 
-app.add_typer(data_app, name="data")
-
-
 @app.callback()
 def _root() -> None:
     """Attention-augmented convolutional backbones for facial emotion recognition."""
@@ -50,6 +48,8 @@ def _root() -> None:
 
 app.command()(models)
 app.command()(show)
+app.add_typer(data_app, name="data")
+app.command()(crop)
 
 
 def main() -> None:

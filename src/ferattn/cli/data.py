@@ -40,7 +40,7 @@ def _open(root: Path, kind: str | None, skip_bad: bool) -> FaceDataset:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, soft_wrap=True)
 
 
 def _write_json(path: Path | None, content: dict[str, Any]) -> None:
@@ -95,9 +95,7 @@ def info(
     sizes = [f"{count} of {size}" for size, count in summary["sizes"].items()]
     console.print(f"width x height x channels: {', '.join(sizes[:5])}{', ...' if len(sizes) > 5 else ''}")
     for part, numbers in summary["statistics"].items():
-        console.print(
-            f"pixels of {part}: mean {numbers['mean']:.4f}, standard deviation {numbers['std']:.4f}"
-        )
+        console.print(f"pixels of {part}: mean {numbers['mean']:.4f}, standard deviation {numbers['std']:.4f}")
     _report_skipped(data, console)
 
 
@@ -127,9 +125,7 @@ def split(
 def check(
     root: Root,
     scheme: Scheme = "official",
-    split_file: Annotated[
-        Path | None, typer.Option("--split", help="A file of `ferattn data split`.")
-    ] = None,
+    split_file: Annotated[Path | None, typer.Option("--split", help="A file of `ferattn data split`.")] = None,
     fold: Annotated[int, typer.Option(help="Which fold to check.")] = 0,
     dataset: Kind = None,
     threshold: Annotated[
@@ -164,15 +160,11 @@ def _print_report(report: LeakReport, console: Console) -> None:
         table.add_column(column, justify="left" if column in ("of", "in") else "right")
     for (part, other), kinds in report.counts().items():
         share = sum(kinds.values()) / max(report.sizes[part], 1)
-        table.add_row(
-            part, other, *(str(kinds[kind]) for kind in ("identical", "near", "mirrored")), f"{share:.2%}"
-        )
+        table.add_row(part, other, *(str(kinds[kind]) for kind in ("identical", "near", "mirrored")), f"{share:.2%}")
     console.print(table)
     for part, count in report.repeated.items():
         if count:
-            console.print(
-                f"{part}: {count} of {report.sizes[part]} images repeat an earlier one of the same part"
-            )
+            console.print(f"{part}: {count} of {report.sizes[part]} images repeat an earlier one of the same part")
     if report.label_conflicts:
         console.print(f"{report.label_conflicts} images occur again, pixel for pixel, under another class")
     if report.shared_subjects is None:

@@ -11,7 +11,7 @@ from ferattn.data.jaffe import JAFFE
 from ferattn.data.labels import EMOTIONS, FER2013_CLASSES, KAGGLE_FOLDER_ORDER, canonical, label_map
 from ferattn.data.leaks import LeakReport, check_leaks
 from ferattn.data.loading import SeededSampler, make_loader
-from ferattn.data.mixing import Mixer
+from ferattn.data.mixing import Mixer, make_mixer
 from ferattn.data.opening import DATASETS, open_dataset
 from ferattn.data.splits import (
     SPLITS,
@@ -61,6 +61,7 @@ __all__ = [
     "leave_one_subject_out",
     "load_splits",
     "make_loader",
+    "make_mixer",
     "make_splits",
     "make_transform",
     "mean_and_std",

@@ -71,9 +71,7 @@ class Augmentation:
             if isinstance(value, tuple) != isinstance(field.default, tuple) or len(pair) != 2:
                 raise InvalidOption(f"{field.name}={value!r}: like {field.default!r}, please.")
             if not low <= pair[0] <= pair[1] <= high:
-                raise InvalidOption(
-                    f"{field.name}={value!r}: from {low:g} to {high:g}, the smaller number first."
-                )
+                raise InvalidOption(f"{field.name}={value!r}: from {low:g} to {high:g}, the smaller number first.")
 
     @property
     def moves(self) -> bool:

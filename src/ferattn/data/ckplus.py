@@ -76,9 +76,7 @@ class CKPlus(FaceDataset):
             classes=classes,
             subjects=tuple(frame.subject for frame in chosen),
         )
-        super().__init__(
-            "CK+", records, FileReader(source, [frame.file for frame in chosen]), problems=problems
-        )
+        super().__init__("CK+", records, FileReader(source, [frame.file for frame in chosen]), problems=problems)
 
 
 def _choose(found: list[_Frame], frames: int, neutral: bool) -> list[_Frame]:
@@ -138,9 +136,7 @@ def _original(source: Source, problems: Problems) -> list[_Frame]:
         else:
             emotions[match[1].upper(), match[2]] = emotion
     if not emotions:
-        raise InvalidInput(
-            f"{source.root}: found cohn-kanade-images, but no Emotion/**/*_emotion.txt beside it."
-        )
+        raise InvalidInput(f"{source.root}: found cohn-kanade-images, but no Emotion/**/*_emotion.txt beside it.")
     frames: dict[str, _Frame] = {}
     for name in source.names:
         path = PurePosixPath(name)

@@ -138,9 +138,7 @@ def _rows(
         yield _Row(number, fields[columns["pixels"]].strip(), label, row_part or "")
 
 
-def _parse_chunk(
-    chunk: list[_Row], name: str, problems: Problems, side: int
-) -> tuple[list[_Row], NDArray[np.uint8]]:
+def _parse_chunk(chunk: list[_Row], name: str, problems: Problems, side: int) -> tuple[list[_Row], NDArray[np.uint8]]:
     """All rows at once where every one is good; one by one where some are not, to name them."""
     count = side * side
     if all(row.pixels.count(" ") == count - 1 for row in chunk):

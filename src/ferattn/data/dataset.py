@@ -313,9 +313,7 @@ class FaceDataset(Dataset[Item]):
         table = np.array([*(number.get(name, -1) for name in self.classes), -1])  # the last is label -1's
         labels = table[self.records.labels]
         rows = np.flatnonzero(labels >= 0)
-        return self._select(
-            rows, replace(self.records.take(rows), labels=labels[rows], classes=tuple(classes))
-        )
+        return self._select(rows, replace(self.records.take(rows), labels=labels[rows], classes=tuple(classes)))
 
     def _checked(self, indices: Sequence[int] | NDArray[np.int64] | Tensor) -> NDArray[np.int64]:
         rows = np.asarray(indices)
@@ -326,7 +324,5 @@ class FaceDataset(Dataset[Item]):
                 f"indices of shape {rows.shape} and type {rows.dtype}: a list of whole numbers is needed."
             )
         if rows.min() < 0 or rows.max() >= len(self):
-            raise InvalidOption(
-                f"indices run from {rows.min()} to {rows.max()}; {self.name} has {len(self)} images."
-            )
+            raise InvalidOption(f"indices run from {rows.min()} to {rows.max()}; {self.name} has {len(self)} images.")
         return rows.astype(np.int64)

@@ -66,9 +66,7 @@ def find_duplicates(images: Tensor, *, threshold: float = NEAR, mirrored: bool =
         InvalidOption: If the threshold is out of range.
     """
     if images.ndim != 4 or images.dtype != torch.uint8:
-        raise InvalidInput(
-            f"images of shape {tuple(images.shape)}, {images.dtype}: (n, c, h, w) of uint8 is needed."
-        )
+        raise InvalidInput(f"images of shape {tuple(images.shape)}, {images.dtype}: (n, c, h, w) of uint8 is needed.")
     if not 0.5 < threshold <= 1:
         raise InvalidOption(f"threshold={threshold!r}: a correlation above 0.5 and up to 1 is needed.")
     group = _identical(images)
@@ -91,9 +89,7 @@ def find_duplicates(images: Tensor, *, threshold: float = NEAR, mirrored: bool =
 def _identical(images: Tensor) -> NDArray[np.int64]:
     first: dict[bytes, int] = {}
     pixels = images.cpu().contiguous().numpy()
-    return np.array(
-        [first.setdefault(image.tobytes(), row) for row, image in enumerate(pixels)], dtype=np.int64
-    )
+    return np.array([first.setdefault(image.tobytes(), row) for row, image in enumerate(pixels)], dtype=np.int64)
 
 
 def _unit(vectors: Tensor) -> Tensor:

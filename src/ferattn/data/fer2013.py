@@ -55,9 +55,7 @@ class FER2013(FaceDataset):
         problems = Problems(on_error)
         source = open_source(root, problems)
         csv_names = _find_csv(source)
-        records, reader = (
-            _from_csv(source, csv_names, problems) if csv_names else _from_folders(source, problems)
-        )
+        records, reader = _from_csv(source, csv_names, problems) if csv_names else _from_folders(source, problems)
         rows = _rows_of(split, records)
         super().__init__("FER2013", records.take(rows), reader, rows, problems)
 
@@ -99,9 +97,7 @@ def _find_csv(source: Source) -> list[str]:
             by_name.setdefault(path.name.lower(), []).append(name)
     for wanted in (("fer2013.csv",), ("icml_face_data.csv",), ("train.csv", "test.csv")):
         found = [
-            sorted(by_name[name], key=lambda path: (path.count("/"), path))
-            for name in wanted
-            if name in by_name
+            sorted(by_name[name], key=lambda path: (path.count("/"), path)) for name in wanted if name in by_name
         ]
         if found:
             return [names[0] for names in found]
@@ -143,9 +139,7 @@ def _from_folders(source: Source, problems: Problems) -> tuple[Records, Reader]:
         if len(path.parts) < 3 or path.parts[-3].lower() not in _FOLDERS:
             if folder not in bad_folders:
                 bad_folders.add(folder)
-                problems.add(
-                    f"{source.root}: {folder}", "not a folder of FER2013 (train/<class> or test/<class>)."
-                )
+                problems.add(f"{source.root}: {folder}", "not a folder of FER2013 (train/<class> or test/<class>).")
             continue
         where = _FOLDERS[path.parts[-3].lower()]
         try:
@@ -157,21 +151,17 @@ def _from_folders(source: Source, problems: Problems) -> tuple[Records, Reader]:
             continue
         part = _USAGE.get(path.name.split("_")[0].lower(), where)
         if (part == "train") != (where == "train"):
-            problems.add(
-                f"{source.root}: {name}", f"its name says it belongs to {part}, its folder says {where}."
-            )
+            problems.add(f"{source.root}: {name}", f"its name says it belongs to {part}, its folder says {where}.")
             continue
         tops.add(path.parts[:-3])
         rows.append(("/".join(path.parts[-3:]), name, label, part))
     if len(tops) > 1:
         copies = ", ".join(sorted("/".join(top) or "." for top in tops))
-        raise InvalidInput(
-            f"{source.root}: several copies of FER2013, in {copies}; give one of these folders."
-        )
+        raise InvalidInput(f"{source.root}: several copies of FER2013, in {copies}; give one of these folders.")
     if not rows:
         raise InvalidInput(
-            f"{source.root}: no FER2013 here. Looked for fer2013.csv, icml_face_data.csv, train.csv, test.csv, "
-            f"and images in train/<class>/ and test/<class>/ (classes: {', '.join(FER2013_CLASSES)})."
+            f"{source.root}: no FER2013 here. Looked for fer2013.csv, icml_face_data.csv, train.csv, "
+            f"test.csv, and images in train/<class>/ and test/<class>/ ({', '.join(FER2013_CLASSES)})."
         )
     records = Records(
         ids=tuple(row[0] for row in rows),

@@ -63,9 +63,7 @@ class ImageFolder(FaceDataset):
             if len(parts) < 2:
                 problems.add(f"{source.root}: {name}", "a picture outside the class folders.")
                 continue
-            rows.append(
-                (name, parts[1 if has_part else 0], PART_FOLDERS[parts[0].lower()] if has_part else "")
-            )
+            rows.append((name, parts[1 if has_part else 0], PART_FOLDERS[parts[0].lower()] if has_part else ""))
         class_of = _class_names({row[1] for row in rows}, names, problems)
         rows = [row for row in rows if row[1] in class_of]
         if not rows:
@@ -74,9 +72,7 @@ class ImageFolder(FaceDataset):
         with_parts = all(row[2] for row in rows)
         if not with_parts and any(row[2] for row in rows):
             odd = next(row for row in rows if not row[2])
-            raise InvalidInput(
-                f"{source.root}: {odd[0]} lies beside the folders of the splits, not in one of them."
-            )
+            raise InvalidInput(f"{source.root}: {odd[0]} lies beside the folders of the splits, not in one of them.")
         records = Records(
             ids=tuple("/".join(PurePosixPath(row[0]).parts[top:]) for row in rows),
             labels=np.array([classes.index(class_of[row[1]]) for row in rows], dtype=np.int64),

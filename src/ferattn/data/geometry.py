@@ -30,7 +30,7 @@ def affine(
         mirror: Which images to mirror left to right, shape (b,).
         size: Height and width of the result; by default those of ``images``.
 
-    Shape: (b, c, *size)
+    Shape: (b, c, h, w), with the height and width of ``size``
     """
     h, w = images.shape[-2:]
     size = (h, w) if size is None else size

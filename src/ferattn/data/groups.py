@@ -23,9 +23,7 @@ def imbalance(totals: NDArray[np.float64]) -> float:
     return float(((shares - shares.mean(0)) ** 2).sum())
 
 
-def stratified_groups(
-    labels: NDArray[np.int64], groups: Sequence[str], k: int, *, seed: int
-) -> NDArray[np.int64]:
+def stratified_groups(labels: NDArray[np.int64], groups: Sequence[str], k: int, *, seed: int) -> NDArray[np.int64]:
     """The fold of each image: whole groups, no fold empty, classes as even as moves and swaps can make them.
 
     Groups are dealt out greedily, the most lopsided first, in a seeded order among equals, each to the fold
@@ -87,9 +85,7 @@ def _improve(
         move[sizes[fold_of] == 1] = np.inf
         # Exchanging g in a and h in b, with d = w_g - w_h: 2 (d.(t_b - t_a) + d.d).
         cross = reach[:, fold_of]  # w_g . t_(fold of h)
-        swap = 2 * (
-            cross - own[:, None] - own[None, :] + cross.T + norms[:, None] + norms[None, :] - 2 * products
-        )
+        swap = 2 * (cross - own[:, None] - own[None, :] + cross.T + norms[:, None] + norms[None, :] - 2 * products)
         swap[fold_of[:, None] == fold_of[None, :]] = np.inf
         best_move, best_swap = move.min(), swap.min()
         if min(best_move, best_swap) > -1e-12:

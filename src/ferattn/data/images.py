@@ -16,9 +16,7 @@ from ferattn.errors import InvalidInput, InvalidOption, choose
 
 __all__ = ["FITS", "IMAGE_SUFFIXES", "decode", "is_image_name", "reshape_image"]
 
-IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """File name endings that are taken for images."""
 
 FITS = ("stretch", "crop", "pad")
@@ -78,9 +76,7 @@ def decode(data: bytes, name: str) -> NDArray[np.uint8]:
             with Image.open(io.BytesIO(data)) as image:
                 frames = getattr(image, "n_frames", 1)
                 if frames > 1:
-                    raise InvalidInput(
-                        f"{name}: holds {frames} frames or pages; an image of one frame is needed."
-                    )
+                    raise InvalidInput(f"{name}: holds {frames} frames or pages; an image of one frame is needed.")
                 image.load()
                 return _eight_bit(ImageOps.exif_transpose(image), name)
     except InvalidInput:
@@ -95,15 +91,11 @@ def decode(data: bytes, name: str) -> NDArray[np.uint8]:
 def _eight_bit(image: Any, name: str) -> NDArray[np.uint8]:
     mode = image.mode
     if mode == "F":
-        raise InvalidInput(
-            f"{name}: floating-point pixels (mode F) have no agreed range; save it as 8 or 16 bits."
-        )
+        raise InvalidInput(f"{name}: floating-point pixels (mode F) have no agreed range; save it as 8 or 16 bits.")
     if mode == "I" or mode.startswith("I;16"):
         wide = np.asarray(image).astype(np.int64)
         if wide.size and (wide.min() < 0 or wide.max() > 65535):
-            raise InvalidInput(
-                f"{name}: pixels from {wide.min()} to {wide.max()} do not fit 16 bits (mode {mode})."
-            )
+            raise InvalidInput(f"{name}: pixels from {wide.min()} to {wide.max()} do not fit 16 bits (mode {mode}).")
         return ((wide + 128) // 257).astype(np.uint8)
     if mode in ("L", "1", "LA", "La"):
         return np.array(image.convert("L"), dtype=np.uint8)

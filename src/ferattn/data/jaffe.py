@@ -61,6 +61,4 @@ class JAFFE(FaceDataset):
             classes=FER2013_CLASSES,
             subjects=tuple(files[key][1] for key in ids),
         )
-        super().__init__(
-            "JAFFE", records, FileReader(source, [files[key][0] for key in ids]), problems=problems
-        )
+        super().__init__("JAFFE", records, FileReader(source, [files[key][0] for key in ids]), problems=problems)

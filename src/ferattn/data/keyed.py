@@ -9,12 +9,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["keyed_uniform"]
+from ferattn.errors import InvalidOption
+
+__all__ = ["check_seed", "keyed_uniform"]
 
 # SplitMix64 (Steele, Lea & Flood 2014), its constants as signed 64-bit numbers; products wrap around.
 _GAMMA = 0x9E3779B97F4A7C15 - 2**64
 _FIRST = 0xBF58476D1CE4E5B9 - 2**64
 _SECOND = 0x94D049BB133111EB - 2**64
+
+
+def check_seed(seed: int) -> int:
+    """The seed, if it is one.
+
+    Raises:
+        InvalidOption: If it is not a whole number from 0 to 2^62.
+    """
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= 2**62:
+        raise InvalidOption(f"seed={seed!r}: a whole number, 0 or larger, is needed.")
+    return seed
 
 
 def _shift(bits: Tensor, places: int) -> Tensor:

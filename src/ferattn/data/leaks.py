@@ -164,9 +164,7 @@ def _match(
 ) -> Match:
     labels, classes = dataset.records.labels, dataset.classes
     name = [classes[label] if label >= 0 else "" for label in (labels[row], labels[other])]
-    return Match(
-        dataset.ids[row], part, name[0], dataset.ids[other], other_part, name[1], round(similarity, 4), kind
-    )
+    return Match(dataset.ids[row], part, name[0], dataset.ids[other], other_part, name[1], round(similarity, 4), kind)
 
 
 def _shared_subjects(

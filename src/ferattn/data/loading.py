@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from ferattn.data.cache import CachedDataset
 from ferattn.data.dataset import Batch, FaceDataset, Item
+from ferattn.data.keyed import check_seed
 from ferattn.data.transforms import BatchTransform
 from ferattn.errors import InvalidInput, InvalidOption
 
@@ -35,7 +36,7 @@ class SeededSampler(Sampler[int]):
     def __init__(self, n: int, *, shuffle: bool, seed: int = 0, rank: int = 0, world: int = 1) -> None:
         if not 0 <= rank < world:
             raise InvalidOption(f"rank={rank!r}, world={world!r}: the rank runs from 0 to world - 1.")
-        self.n, self.shuffle, self.seed, self.rank, self.world = n, shuffle, seed, rank, world
+        self.n, self.shuffle, self.seed, self.rank, self.world = n, shuffle, check_seed(seed), rank, world
         # Shared memory: workers that live on from epoch to epoch must see the change.
         self.shared_epoch = torch.zeros((), dtype=torch.int64)
         self.shared_epoch.share_memory_()  # type: ignore[no-untyped-call]
@@ -75,9 +76,7 @@ class _Collate:
 def _stack(items: Sequence[Item]) -> Batch:
     shapes = {tuple(item.image.shape) for item in items}
     if len(shapes) > 1:
-        raise InvalidInput(
-            f"images of different shapes in one batch ({sorted(shapes)}): cache(dataset, size=...)."
-        )
+        raise InvalidInput(f"images of different shapes in one batch ({sorted(shapes)}): cache(dataset, size=...).")
     return Batch(
         torch.stack([item.image for item in items]),
         torch.tensor([item.label for item in items], dtype=torch.int64),
@@ -121,9 +120,7 @@ def make_loader(
     if batch_size < 1 or workers < 0:
         raise InvalidOption(f"batch_size={batch_size!r}, workers={workers!r}: at least 1 and 0.")
     if workers and isinstance(dataset, CachedDataset) and dataset.images.is_cuda:
-        raise InvalidOption(
-            f"workers={workers}: the images are on {dataset.images.device} already; use workers=0."
-        )
+        raise InvalidOption(f"workers={workers}: the images are on {dataset.images.device} already; use workers=0.")
     sampler = SeededSampler(len(dataset), shuffle=shuffle, seed=seed, rank=rank, world=world)
     if drop_last and len(sampler) < batch_size:
         raise InvalidOption(

@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ferattn.data.keyed import keyed_uniform
-from ferattn.errors import InvalidInput, InvalidOption, MissingDependency
+from ferattn.data.augmentation import AUGMENTATIONS, Augmentation
+from ferattn.data.keyed import check_seed, keyed_uniform
+from ferattn.errors import InvalidInput, InvalidOption, MissingDependency, choose
 
-__all__ = ["Mixer"]
+__all__ = ["Mixer", "make_mixer"]
 
 # Keeps these numbers apart from those of BatchTransform under the same seed.
 _STREAM = 0x6D69786572
@@ -33,17 +34,13 @@ class Mixer:
 
     def __init__(self, classes: int, *, mixup: float = 0.0, cutmix: float = 0.0, seed: int = 0) -> None:
         if min(mixup, cutmix) < 0 or max(mixup, cutmix) <= 0:
-            raise InvalidOption(
-                f"mixup={mixup!r}, cutmix={cutmix!r}: positive for those that are on, at least one."
-            )
+            raise InvalidOption(f"mixup={mixup!r}, cutmix={cutmix!r}: positive for those that are on, at least one.")
         if classes < 2:
             raise InvalidOption(f"classes={classes!r}: at least two.")
-        self.classes, self.mixup, self.cutmix, self.seed = classes, mixup, cutmix, seed
+        self.classes, self.mixup, self.cutmix, self.seed = classes, mixup, cutmix, check_seed(seed)
         self._tables = [_beta_quantiles(alpha) if alpha else None for alpha in (mixup, cutmix)]
 
-    def __call__(
-        self, images: Tensor, labels: Tensor, indices: Tensor, epoch: int = 0
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, labels: Tensor, indices: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
         """Mix a batch.
 
         Args:
@@ -74,9 +71,7 @@ class Mixer:
         partner = torch.empty_like(ring)
         partner[ring] = ring.roll(-1)
         use_cutmix = self._choose_cutmix(u[:, 1])
-        keep = torch.where(
-            use_cutmix, self._share(1, u[:, 2]), self._share(0, u[:, 2])
-        )  # share of the image's own
+        keep = torch.where(use_cutmix, self._share(1, u[:, 2]), self._share(0, u[:, 2]))  # share of the image's own
         box = _boxes(images.shape[-2], images.shape[-1], 1 - keep, u[:, 3:5])
         keep = torch.where(use_cutmix, 1 - box.float().mean((1, 2)), keep)
         weight = torch.where(use_cutmix[:, None, None], 1 - box.float(), keep[:, None, None])[:, None].to(
@@ -99,6 +94,23 @@ class Mixer:
         position = u * (len(table) - 1)
         low = position.floor().long().clamp(max=len(table) - 2)
         return torch.lerp(table[low], table[low + 1], position - low)
+
+
+def make_mixer(recipe: str | Augmentation, classes: int, *, seed: int = 0) -> Mixer | None:
+    """The mixer of a recipe, or None where it mixes nothing.
+
+    Args:
+        recipe: An entry of ``AUGMENTATIONS``, or one of your own.
+        classes: Number of classes.
+        seed: Of the random numbers.
+
+    Raises:
+        UnknownChoice: If there is no such recipe.
+    """
+    augmentation = choose(AUGMENTATIONS, recipe, "augmentation") if isinstance(recipe, str) else recipe
+    if not augmentation.mixup and not augmentation.cutmix:
+        return None
+    return Mixer(classes, mixup=augmentation.mixup, cutmix=augmentation.cutmix, seed=seed)
 
 
 def _boxes(height: int, width: int, area: Tensor, centre: Tensor) -> Tensor:

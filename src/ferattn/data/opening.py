@@ -53,9 +53,7 @@ def guess_kind(root: str | os.PathLike[str]) -> str:
     raise InvalidInput(f"{source.root}: neither pictures nor a known dataset ({', '.join(DATASETS)}) in it.")
 
 
-def open_dataset(
-    root: str | os.PathLike[str], kind: str | None = None, *, on_error: str = "raise"
-) -> FaceDataset:
+def open_dataset(root: str | os.PathLike[str], kind: str | None = None, *, on_error: str = "raise") -> FaceDataset:
     """Open the dataset at ``root``.
 
     Args:

@@ -103,9 +103,7 @@ class Folder:
                 status = folder.stat()
                 identity = (status.st_dev, status.st_ino)
                 if identity in above:
-                    problems.add(
-                        str(folder), "a link to a folder that contains it (the links run in a circle)."
-                    )
+                    problems.add(str(folder), "a link to a folder that contains it (the links run in a circle).")
                     continue
                 entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
             except OSError as error:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ferattn.data.atomic import write_atomically
 from ferattn.data.dataset import FaceDataset, part_table
 from ferattn.data.groups import stratified_groups
+from ferattn.data.keyed import check_seed
 from ferattn.errors import InvalidInput, InvalidOption, choose
 
 __all__ = [
@@ -74,13 +75,9 @@ def official(dataset: FaceDataset) -> Splits:
     Raises:
         InvalidOption: If the dataset has none.
     """
-    table = {
-        name: rows for name, rows in part_table(dataset.records).items() if name in (dataset.parts or ())
-    }
+    table = {name: rows for name, rows in part_table(dataset.records).items() if name in (dataset.parts or ())}
     if len(table) < 2:
-        raise InvalidOption(
-            f"{dataset.name} has no official split here; its parts: {', '.join(table) or 'none'}."
-        )
+        raise InvalidOption(f"{dataset.name} has no official split here; its parts: {', '.join(table) or 'none'}.")
     return Splits("official", honest=True, seed=None, folds=(table,))
 
 
@@ -94,12 +91,8 @@ def merged_test(dataset: FaceDataset) -> Splits:
     """
     table = part_table(dataset.records)
     if not {"train", "merged"} <= set(table):
-        raise InvalidOption(
-            f"{dataset.name} has no merged test here; its parts: {', '.join(table) or 'none'}."
-        )
-    return Splits(
-        "merged-test", honest=False, seed=None, folds=({"train": table["train"], "test": table["merged"]},)
-    )
+        raise InvalidOption(f"{dataset.name} has no merged test here; its parts: {', '.join(table) or 'none'}.")
+    return Splits("merged-test", honest=False, seed=None, folds=({"train": table["train"], "test": table["merged"]},))
 
 
 def random_split(
@@ -120,7 +113,7 @@ def random_split(
     shares = list(fractions.values())
     if not shares or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-9:
         raise InvalidOption(f"fractions={dict(fractions)}: positive shares that add up to 1 are needed.")
-    generator = np.random.default_rng(_seed(seed))
+    generator = np.random.default_rng(check_seed(seed))
     n = len(dataset)
     order = generator.permutation(n)
     if stratify:
@@ -154,10 +147,8 @@ def subject_kfold(dataset: FaceDataset, k: int = 10, *, seed: int = 0, validatio
     subjects = _subjects(dataset)
     people = len(set(subjects))
     if not isinstance(k, int) or not 2 + validation <= k <= people:
-        raise InvalidOption(
-            f"k={k!r}: from {2 + validation} to {people}, the number of subjects of {dataset.name}."
-        )
-    fold_of = stratified_groups(dataset.records.labels, subjects, k, seed=_seed(seed))
+        raise InvalidOption(f"k={k!r}: from {2 + validation} to {people}, the number of subjects of {dataset.name}.")
+    fold_of = stratified_groups(dataset.records.labels, subjects, k, seed=check_seed(seed))
     return Splits(f"subject-{k}-fold", honest=True, seed=seed, folds=_rotate(fold_of, k, validation))
 
 
@@ -174,9 +165,7 @@ def leave_one_subject_out(dataset: FaceDataset, *, validation: bool = False) -> 
     subjects = _subjects(dataset)
     people, fold_of = np.unique(np.array(subjects, dtype=str), return_inverse=True)
     if len(people) < 2 + validation:
-        raise InvalidOption(
-            f"{dataset.name} has {len(people)} subjects; at least {2 + validation} are needed."
-        )
+        raise InvalidOption(f"{dataset.name} has {len(people)} subjects; at least {2 + validation} are needed.")
     folds = _rotate(fold_of.astype(np.int64), len(people), validation)
     return Splits("leave-one-subject-out", honest=True, seed=None, folds=folds)
 
@@ -217,9 +206,7 @@ def save_splits(splits: Splits, dataset: FaceDataset, path: str | os.PathLike[st
         "seed": splits.seed,
         "images": len(dataset),
         "sha256": dataset.checksum(),
-        "folds": [
-            {name: [dataset.ids[row] for row in rows] for name, rows in fold.items()} for fold in splits.folds
-        ],
+        "folds": [{name: [dataset.ids[row] for row in rows] for name, rows in fold.items()} for fold in splits.folds],
     }
     write_atomically(Path(path), (json.dumps(content, indent=1) + "\n").encode())
 
@@ -280,13 +267,5 @@ def _rotate(fold_of: NDArray[np.int64], k: int, validation: bool) -> tuple[Fold,
 
 def _subjects(dataset: FaceDataset) -> tuple[str, ...]:
     if dataset.subjects is None:
-        raise InvalidOption(
-            f"{dataset.name} does not say who is in its images, so it cannot be divided by subject."
-        )
+        raise InvalidOption(f"{dataset.name} does not say who is in its images, so it cannot be divided by subject.")
     return dataset.subjects
-
-
-def _seed(seed: int) -> int:
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise InvalidOption(f"seed={seed!r}: a whole number, 0 or larger, is needed.")
-    return seed

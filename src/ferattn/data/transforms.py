@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as v2
 from ferattn.data.augmentation import AUGMENTATIONS, Augmentation
 from ferattn.data.cache import CachedDataset
 from ferattn.data.geometry import affine, erase
-from ferattn.data.keyed import keyed_uniform
+from ferattn.data.keyed import check_seed, keyed_uniform
 from ferattn.data.whitening import ZCA
 from ferattn.errors import InvalidInput, InvalidOption, choose
 
@@ -85,7 +85,7 @@ class BatchTransform(nn.Module):
         self.augmentation = augmentation
         self.normalize = nn.Identity() if normalize is None else normalize
         self.size = (size, size) if isinstance(size, int) else size
-        self.seed = seed
+        self.seed = check_seed(seed)
 
     def forward(self, images: Tensor, indices: Tensor | None = None, epoch: int = 0) -> Tensor:
         """Transform a batch.
@@ -95,7 +95,7 @@ class BatchTransform(nn.Module):
             indices: Positions of the images in their dataset, shape (b,); needed in training mode.
             epoch: Which epoch this is; changes the random numbers.
 
-        Shape: (b, c, h, w), or (b, c, *size)
+        Shape: (b, c, h, w), with the height and width of ``size`` where one was given
 
         Raises:
             InvalidInput: If ``images`` are not a batch of 8-bit pixels.
@@ -111,9 +111,7 @@ class BatchTransform(nn.Module):
             return result
         if indices is None or indices.shape != images.shape[:1]:
             shape = None if indices is None else tuple(indices.shape)
-            raise InvalidOption(
-                f"indices of shape {shape}: one for each of {len(images)} images, in training mode."
-            )
+            raise InvalidOption(f"indices of shape {shape}: one for each of {len(images)} images, in training mode.")
         u = keyed_uniform(self.seed, epoch, indices.to(images.device), _COLUMNS)
         recipe = self.augmentation
         mirror = u[:, _FLIP] < recipe.flip if recipe.flip else None
@@ -180,7 +178,7 @@ def make_transform(
 
     Raises:
         UnknownChoice: If there is no such recipe.
-        InvalidOption: If both whitening and standardizing are asked for, or whitening with a ``size``.
+        InvalidOption: If whitening is asked for together with standardizing or with a ``size``.
     """
     augmentation = choose(AUGMENTATIONS, recipe, "augmentation") if isinstance(recipe, str) else recipe
     normalize: nn.Module | None = None

@@ -56,9 +56,7 @@ class ZCA(nn.Module):
             InvalidInput: If there are fewer than two images, or of another shape.
         """
         if len(images) < 2 or tuple(images.shape[1:]) != self.shape:
-            raise InvalidInput(
-                f"images of shape {tuple(images.shape)}: at least two of {self.shape} are needed."
-            )
+            raise InvalidInput(f"images of shape {tuple(images.shape)}: at least two of {self.shape} are needed.")
 
         def rows(part: Tensor) -> Tensor:
             values = part.flatten(1).to(self.matrix.device)

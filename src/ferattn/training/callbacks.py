@@ -1,0 +1,123 @@
+"""What Lightning does not bring: a history that survives a kill, plateaus that resume exactly, atomic checkpoints."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from ferattn.data.atomic import write_atomically
+from ferattn.training.recipe import Recipe
+
+__all__ = ["AtomicCheckpoints", "History", "Plateau"]
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are on the disk completely or not at all."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write a checkpoint beside its place, then put it there in one step."""
+        del storage_options  # for remote file systems, which have no atomic replacement
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(path), buffer.getvalue())
+
+
+class History(Callback):
+    """One row of metrics for each epoch, kept in the checkpoint and written as a CSV file.
+
+    A resumed run goes on from the checkpoint's rows, so that no epoch is missing or twice.
+
+    Args:
+        path: The CSV file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, float]] = []
+        self._start = 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._start = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add the epoch's row."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        rate = max(float(group["lr"]) for group in trainer.optimizers[0].param_groups)
+        self.rows.append(
+            {
+                "epoch": trainer.current_epoch,
+                "step": trainer.global_step,
+                "lr": rate,
+                "seconds": time.perf_counter() - self._start,
+                **dict(sorted(metrics.items())),
+            }
+        )
+        if trainer.is_global_zero:
+            self.write()
+
+    def write(self) -> None:
+        """Write all rows."""
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, list(self.rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomically(self.path, buffer.getvalue().encode())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from these rows."""
+        self.rows = list(state_dict["rows"])
+
+
+class Plateau(Callback):
+    """Reduce the learning rate when a metric has stopped improving: PyTorch's ``ReduceLROnPlateau``.
+
+    Lightning steps its schedulers after the epoch's checkpoint was written, and does not repeat that when it
+    resumes; this one is stepped before.
+
+    Args:
+        recipe: For the metric, the factor and the patience.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self._scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau | None = None
+        self._state: dict[str, Any] | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take hold of the optimizer."""
+        self._scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            trainer.optimizers[0],
+            mode="max" if self.recipe.plateau_monitor == "val_accuracy" else "min",
+            factor=self.recipe.plateau_factor,
+            patience=self.recipe.plateau_patience,
+            min_lr=self.recipe.lr_min,
+        )
+        if self._state is not None:
+            self._scheduler.load_state_dict(self._state)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look at the metric."""
+        if self._scheduler is not None:
+            self._scheduler.step(float(trainer.callback_metrics[self.recipe.plateau_monitor]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scheduler's."""
+        return {} if self._scheduler is None else dict(self._scheduler.state_dict())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Kept until there is an optimizer."""
+        self._state = state_dict

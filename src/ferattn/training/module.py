@@ -1,0 +1,273 @@
+"""What Lightning trains: a classifier of faces, and the batches it sees. Both take objects, never names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ferattn.data import Batch, BatchTransform, CachedDataset, FaceDataset, Mixer, make_loader
+from ferattn.errors import Diverged, InvalidOption, MissingDependency
+from ferattn.training.recipe import Recipe
+from ferattn.training.schedule import lr_factor
+
+try:
+    import lightning.pytorch as pl
+    from torchmetrics import MeanMetric
+    from torchmetrics.classification import MulticlassAccuracy
+except ImportError as error:
+    raise MissingDependency(f'training needs {error.name}: pip install "ferattn[train]"') from error
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+__all__ = ["FaceClassifier", "FaceData", "inverse_frequency", "make_optimizer"]
+
+_LOOK_EVERY = 50
+"""Steps between looks at the loss: each look waits for the GPU."""
+
+
+class FaceClassifier(pl.LightningModule):
+    """A model, its images' transform and a recipe's loss, optimizer and schedule.
+
+    Args:
+        model: From images to logits.
+        transform: From 8-bit images to what the model sees; augments in training mode.
+        recipe: For the loss, the optimizer and the schedule.
+        classes: Number of classes.
+        seed: Of dropout; the transform and the mixer have their own.
+        mixer: Mixup and CutMix, where wanted.
+        class_weights: Weight of each class in the loss, shape (classes,).
+        channels_last: Whether to keep images and weights in the channels-last memory format.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        transform: BatchTransform,
+        recipe: Recipe,
+        *,
+        classes: int,
+        seed: int = 0,
+        mixer: Mixer | None = None,
+        class_weights: Tensor | None = None,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.model = model.to(memory_format=memory_format)  # type: ignore[call-overload]
+        self.memory_format = memory_format
+        self.transform, self.recipe, self.mixer, self.seed = transform, recipe, mixer, seed
+        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
+        self.train_accuracy = MulticlassAccuracy(classes, average="micro")
+        self.val_accuracy = MulticlassAccuracy(classes, average="micro")
+        self._first_bad: Tensor | None = None
+        self._rates: dict[int, float] = {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """From transformed images to logits."""
+        logits: Tensor = self.model(images.contiguous(memory_format=self.memory_format))
+        return logits
+
+    def on_train_epoch_start(self) -> None:
+        """Seed dropout by seed, epoch and process, so that a resumed epoch is the one that was interrupted."""
+        torch.manual_seed((self.seed * 1_000_003 + self.current_epoch) * 4099 + self.global_rank)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of a batch."""
+        images = self.transform(batch.images, batch.indices, self.current_epoch)
+        targets = batch.labels
+        mixing = self.current_epoch < self.recipe.epochs - self.recipe.mix_off_epochs
+        if self.mixer is not None and mixing:
+            images, targets = self.mixer(images, batch.labels, batch.indices, self.current_epoch)
+        logits = self(images).float()
+        loss = F.cross_entropy(
+            logits, targets, weight=self.class_weights, label_smoothing=self.recipe.label_smoothing
+        )
+        self._watch(loss.detach())
+        self.train_loss.update(loss.detach(), len(images))
+        self.train_accuracy.update(logits.detach(), batch.labels)
+        self.log("train_loss", self.train_loss, on_step=False, on_epoch=True)
+        self.log("train_accuracy", self.train_accuracy, on_step=False, on_epoch=True, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Loss (plain cross-entropy) and accuracy of a batch."""
+        logits = self(self.transform(batch.images)).float()
+        self.val_loss.update(F.cross_entropy(logits, batch.labels), len(batch.labels))
+        self.val_accuracy.update(logits, batch.labels)
+        self.log("val_loss", self.val_loss, on_step=False, on_epoch=True, prog_bar=True)
+        self.log("val_accuracy", self.val_accuracy, on_step=False, on_epoch=True, prog_bar=True)
+
+    def on_train_epoch_end(self) -> None:
+        """Look at the losses that have not been looked at, before anything is saved."""
+        self._look()
+
+    def on_validation_epoch_end(self) -> None:
+        """Refuse a model whose validation loss is not finite."""
+        if self.trainer.sanity_checking or torch.isfinite(self.val_loss.compute()):
+            return
+        raise Diverged(
+            f"the validation loss is not finite after epoch {self.current_epoch} (step {self.global_step}), "
+            f"learning rate {self._rate():g}; the last good checkpoint is kept. Try a smaller learning rate."
+        )
+
+    def configure_optimizers(self) -> Any:
+        """The recipe's optimizer, with a schedule by step where it has one; plateaus are a callback's."""
+        recipe = self.recipe
+        optimizer = make_optimizer(self.model, recipe)
+        steps = int(self.trainer.estimated_stepping_batches)
+        per_epoch = max(1, steps // recipe.epochs)
+        schedule: torch.optim.lr_scheduler.LRScheduler
+        if recipe.schedule == "one-cycle":
+            # Adam's beta1 is cycled like a momentum, as PyTorch has it.
+            schedule = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, [group["lr"] for group in optimizer.param_groups], total_steps=steps
+            )
+        else:
+            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(recipe, step, per_epoch))
+        if recipe.schedule == "plateau":
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _rate(self) -> float:
+        return max(float(group["lr"]) for group in self.trainer.optimizers[0].param_groups)
+
+    def _watch(self, loss: Tensor) -> None:
+        """Note the first step whose loss is not finite, without waiting for the device."""
+        step = self.global_step
+        self._rates[step] = self._rate()
+        if self._first_bad is None:
+            self._first_bad = torch.full((), -1, dtype=torch.int64, device=loss.device)
+        self._first_bad = torch.where(~torch.isfinite(loss) & (self._first_bad < 0), step, self._first_bad)
+        if step % _LOOK_EVERY == 0:
+            self._look()
+
+    def _look(self) -> None:
+        if self._first_bad is None:
+            return
+        # Any process that has seen one stops all of them.
+        bad = int(self.trainer.strategy.reduce(self._first_bad.float(), reduce_op="max"))
+        if bad >= 0:
+            raise Diverged(
+                f"the loss is not finite at step {bad} (epoch {self.current_epoch}), learning rate "
+                f"{self._rates.get(bad, self._rate()):g}; the last good checkpoint is kept. "
+                "Try a smaller learning rate, a warm-up or clip_norm."
+            )
+        self._first_bad = None
+        self._rates.clear()
+
+
+class FaceData(pl.LightningDataModule):
+    """Batches for training and validation, divided among the processes of a run.
+
+    Args:
+        train: Training images.
+        validation: Images on which the best epoch is chosen.
+        batch_size: Images in a training step, over all processes together.
+        seed: Of the order.
+        workers: Processes that load images beside each main one; 0 for images in memory.
+
+    Raises:
+        InvalidOption: If the training images do not fill a batch.
+    """
+
+    def __init__(
+        self, train: FaceDataset, validation: FaceDataset, *, batch_size: int, seed: int = 0, workers: int = 0
+    ) -> None:
+        super().__init__()
+        if len(train) < batch_size:
+            raise InvalidOption(f"batch_size={batch_size}: there are only {len(train)} training images.")
+        self.train, self.validation = train, validation
+        self.batch_size, self.seed, self.workers = batch_size, seed, workers
+
+    def setup(self, stage: str) -> None:
+        """Check the number of processes, and put images in memory on the GPU where there is one."""
+        world, device = self._trainer.world_size, self._trainer.strategy.root_device
+        if self.batch_size % world:
+            raise InvalidOption(f"batch_size={self.batch_size}: not divisible by the {world} processes.")
+        if len(self.validation) < world:
+            raise InvalidOption(f"{world} processes: there are only {len(self.validation)} validation images.")
+        if device.type == "cuda":
+            self.train, self.validation = (
+                part.to(device) if isinstance(part, CachedDataset) else part for part in (self.train, self.validation)
+            )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled by seed and epoch; a last batch that is not full is left out, and differs by epoch."""
+        trainer = self._trainer
+        return make_loader(
+            self.train,
+            self.batch_size // trainer.world_size,
+            shuffle=True,
+            seed=self.seed,
+            drop_last=True,
+            workers=self.workers,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """In order; every image in exactly one process, as many batches in each."""
+        trainer = self._trainer
+        share, left_over = divmod(len(self.validation), trainer.world_size)
+        batch_size = max(1, min(512, share))
+        # Processes with one image more must not need one batch more: the others would wait for ever.
+        while left_over and share % batch_size == 0:
+            batch_size += 1
+        return make_loader(
+            self.validation,
+            batch_size,
+            workers=self.workers,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+        )
+
+    @property
+    def _trainer(self) -> pl.Trainer:
+        if self.trainer is None:
+            raise InvalidOption("FaceData gives batches to a Trainer; for a loop of your own there is make_loader.")
+        return self.trainer
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimizer, with smaller steps for earlier layers where it asks for that.
+
+    Raises:
+        InvalidOption: If layer decay is asked for and the model does not know its layers.
+    """
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            model.parameters(),
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.momentum > 0,
+        )
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    if recipe.layer_decay == 1:
+        return torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    if not hasattr(model, "group_matcher"):
+        raise InvalidOption(f"layer_decay={recipe.layer_decay}: {type(model).__name__} has no group_matcher.")
+    from timm.optim import param_groups_layer_decay
+
+    groups = param_groups_layer_decay(model, weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay)
+    scaled = [group | {"lr": recipe.lr * group.pop("lr_scale")} for group in groups]
+    return torch.optim.AdamW(scaled, lr=recipe.lr)
+
+
+def inverse_frequency(counts: Mapping[str, int]) -> Tensor:
+    """Weights in inverse proportion to the number of images, 1 on average over images. Shape: (classes,).
+
+    >>> inverse_frequency({"happy": 30, "disgust": 10}).tolist()
+    [0.666..., 2.0]
+    """
+    numbers = torch.tensor(list(counts.values()), dtype=torch.float32)
+    return numbers.sum() / (len(numbers) * numbers)
