@@ -38,6 +38,7 @@ def test_the_closest_match_ignores_case() -> None:
         (errors.UnknownChoice, ValueError),
         (errors.InvalidOption, ValueError),
         (errors.InvalidInput, ValueError),
+        (errors.Diverged, ArithmeticError),
         (errors.NoSite, ValueError),
         (errors.WeightsMismatch, RuntimeError),
         (errors.MissingDependency, ImportError),

@@ -14,7 +14,9 @@ from typer.core import TyperGroup
 
 from ferattn.cli.crop import crop
 from ferattn.cli.data import data_app
+from ferattn.cli.evaluate import compare, evaluate
 from ferattn.cli.models import models, show
+from ferattn.cli.train import recipes, train
 from ferattn.errors import FerattnError
 
 __all__ = ["app", "main"]
@@ -50,6 +52,10 @@ app.command()(models)
 app.command()(show)
 app.add_typer(data_app, name="data")
 app.command()(crop)
+app.command()(train)
+app.command()(recipes)
+app.command()(evaluate)
+app.command()(compare)
 
 
 def main() -> None:

@@ -60,11 +60,11 @@ class FaceClassifier(pl.LightningModule):
     ) -> None:
         super().__init__()
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.model = model.to(memory_format=memory_format)  # type: ignore[call-overload]
+        self.model = model.to(memory_format=memory_format)
         self.memory_format = memory_format
         self.transform, self.recipe, self.mixer, self.seed = transform, recipe, mixer, seed
         self.register_buffer("class_weights", class_weights, persistent=False)
-        self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
+        self.train_loss, self.val_loss = (MeanMetric(nan_strategy="disable") for _ in range(2))  # NaN is ours to tell
         self.train_accuracy = MulticlassAccuracy(classes, average="micro")
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
         self._first_bad: Tensor | None = None
@@ -75,12 +75,10 @@ class FaceClassifier(pl.LightningModule):
         logits: Tensor = self.model(images.contiguous(memory_format=self.memory_format))
         return logits
 
-    def on_train_epoch_start(self) -> None:
-        """Seed dropout by seed, epoch and process, so that a resumed epoch is the one that was interrupted."""
-        torch.manual_seed((self.seed * 1_000_003 + self.current_epoch) * 4099 + self.global_rank)
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch."""
+        # Dropout by seed, step and process: a step is the same whether the run was interrupted before or not.
+        torch.manual_seed((self.seed * 100_003 + self.global_step) * 4099 + self.global_rank)
         images = self.transform(batch.images, batch.indices, self.current_epoch)
         targets = batch.labels
         mixing = self.current_epoch < self.recipe.epochs - self.recipe.mix_off_epochs
@@ -105,7 +103,7 @@ class FaceClassifier(pl.LightningModule):
         self.log("val_loss", self.val_loss, on_step=False, on_epoch=True, prog_bar=True)
         self.log("val_accuracy", self.val_accuracy, on_step=False, on_epoch=True, prog_bar=True)
 
-    def on_train_epoch_end(self) -> None:
+    def on_validation_start(self) -> None:
         """Look at the losses that have not been looked at, before anything is saved."""
         self._look()
 

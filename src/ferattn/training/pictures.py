@@ -24,7 +24,9 @@ def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
         (panels[2], "learning rate", ("lr",)),
     ):
         for name in names:
-            panel.plot(epochs, [row.get(name, float("nan")) for row in rows], label=name.partition("_")[0], marker=".")
+            panel.plot(
+                epochs, [row.get(name, float("nan")) for row in rows], label=name.partition("_")[0], marker="."
+            )
         panel.set(title=title, xlabel="epoch")
         if len(names) > 1:
             panel.legend()

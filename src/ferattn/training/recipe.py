@@ -140,7 +140,9 @@ class Recipe:
         known = {field.name: field for field in fields(self)}
         for key in changes:
             choose(known, key, "key of a recipe")
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()
+        }
         for key, value in values.items():  # TOML writes 1 where 1.0 is meant
             if isinstance(known[key].default, float) and isinstance(value, int) and not isinstance(value, bool):
                 values[key] = float(value)

@@ -1,0 +1,221 @@
+"""``ferattn evaluate`` and ``ferattn compare``: figures with intervals, and whether two models differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ferattn.data import BatchTransform, FaceDataset
+    from ferattn.training import Predictions, RunFolder
+
+__all__ = ["compare", "evaluate"]
+
+
+def evaluate(
+    data: Annotated[Path, typer.Option(help="A folder, a zip or a CSV file with the images.")],
+    split: Annotated[str, typer.Option(help="Which part: an official one, one of the run's, or all.")],
+    model: Annotated[str | None, typer.Option(help="See `ferattn models`; a run knows its own.")] = None,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="The weights that ferattn ships.")] = False,
+    checkpoint: Annotated[Path | None, typer.Option(help="The folder of a run.")] = None,
+    tta: Annotated[str, typer.Option(help="Test-time views: none, flip or ten-crop.")] = "none",
+    dataset: Annotated[str | None, typer.Option(help="fer2013, ckplus, jaffe or folder; else guessed.")] = None,
+    limit: Annotated[int | None, typer.Option(help="The first images only: a smoke run.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 256,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
+    predictions: Annotated[Path | None, typer.Option(help="Also write the logits to this npz file.")] = None,
+) -> None:
+    """Accuracy and the rest, each with its interval; test-time views are reported beside the plain figures."""
+    import torch
+
+    from ferattn.data import VIEWS, cache, open_dataset
+    from ferattn.errors import InvalidOption, choose
+    from ferattn.training import RunFolder, predict
+    from ferattn.training import evaluate as figures_of
+
+    choose(VIEWS, tta, "test-time views")
+    if pretrained == (checkpoint is not None):
+        raise InvalidOption("give the weights to evaluate: either --pretrained or --checkpoint RUN.")
+    if limit is not None and limit < 2:
+        raise InvalidOption(f"--limit {limit}: at least 2.")
+    run = None if checkpoint is None else RunFolder(checkpoint)
+    if run is None:
+        network, transform, classes = _published(model)
+        temperature = None
+        channels, size, _ = network.pretrained_cfg["input_size"]
+    else:
+        network, transform, classes = _trained(run, model)
+        temperature = run.results["temperature"] if split != run.config["data"]["select_on"] else None
+        size, channels = run.config["recipe"]["size"], run.config["recipe"]["channels"]
+    source = open_dataset(data, dataset)
+    images = _part(source.with_classes(classes, allow_missing=True), split, run)
+    if limit is not None:
+        images = images.subset(range(min(limit, len(images))))
+    name = f"{images.name} {split}"
+    stored = cache(images, size, channels)
+    network.to("cuda" if torch.cuda.is_available() else "cpu")
+    plain = predict(network, transform, stored, name=name, batch_size=batch_size)
+    report = figures_of(plain, temperature=temperature)
+    chosen = plain
+    if tta != "none":
+        chosen = predict(network, transform, stored, name=name, kind=tta, batch_size=batch_size)
+        report = figures_of(chosen) | {"without_views": report}
+    report = {"model": str(network.spec), "weights": str(checkpoint or "pretrained"), "split": split} | report
+    if predictions is not None:
+        chosen.save(predictions)
+    _write_json(json_file, report)
+    _print(report)
+
+
+def compare(
+    run_a: Annotated[Path, typer.Argument(help="The folder of a run, or an npz file of predictions.")],
+    run_b: Annotated[Path, typer.Argument(help="Another, on the same test images.")],
+    part: Annotated[str | None, typer.Option(help="Which predictions of the runs; by default the test.")] = None,
+    confidence: Annotated[float, typer.Option(help="Of the interval.")] = 0.95,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")] = None,
+) -> None:
+    """Whether two models differ on the same images: exact McNemar test and paired bootstrap."""
+    from ferattn.errors import InvalidInput
+    from ferattn.statistics import detectable_by_mcnemar, mcnemar, paired_bootstrap
+
+    b = _predictions(run_b, part)
+    a = _predictions(run_a, part).aligned(b)
+    if a.views != b.views:
+        raise InvalidInput(f"other test-time views: {a.views} against {b.views}; compare like with like.")
+    test = mcnemar(a.correct, b.correct)
+    interval = paired_bootstrap(a.correct, b.correct, clusters=a.subjects, confidence=confidence, seed=seed)
+    discordant = (test.only_a + test.only_b) / len(a.labels)
+    try:
+        visible = detectable_by_mcnemar(len(a.labels), discordant) if 0 < discordant < 1 else None
+    except ValueError:  # so few images that nothing could be found
+        visible = None
+    result: dict[str, Any] = {
+        "a": str(run_a),
+        "b": str(run_b),
+        "dataset": a.dataset,
+        "views": a.views,
+        "images": len(a.labels),
+        "accuracy_a": float(a.correct.mean()),
+        "accuracy_b": float(b.correct.mean()),
+        "difference": test.difference,
+        "interval": {"low": interval.low, "high": interval.high, "method": interval.method, "confidence": confidence},
+        "mcnemar": {"both": test.both, "only_a": test.only_a, "only_b": test.only_b, "neither": test.neither},
+        "p_value": test.p_value,
+        "detectable": visible,
+    }
+    _write_json(json_file, result)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console.print(f"{a.dataset}, {len(a.labels)} images, views: {a.views}")
+    console.print(f"A {run_a}: {result['accuracy_a']:.2%}\nB {run_b}: {result['accuracy_b']:.2%}")
+    console.print(
+        f"B - A: {100 * test.difference:+.2f} points, {confidence:.0%} interval {100 * interval.low:+.2f} to "
+        f"{100 * interval.high:+.2f} ({interval.method})"
+    )
+    console.print(
+        f"exact McNemar: only A right {test.only_a}, only B right {test.only_b}, p = {test.p_value:.4g}"
+        + ("" if visible is None else f"; 80 % power from {100 * visible:.2f} points on")
+    )
+    console.print("This compares two trained models. Two recipes need several seeds of each.")
+
+
+def _published(name: str | None) -> tuple[Any, BatchTransform, tuple[str, ...]]:
+    from ferattn import create_model
+    from ferattn.data import AUGMENTATIONS, FER2013_CLASSES, BatchTransform, Standardize
+    from ferattn.errors import InvalidOption
+
+    if name is None:
+        raise InvalidOption("--pretrained needs --model NAME.")
+    network: Any = create_model(name, pretrained=True)
+    report = network.load_report
+    classifier = network.pretrained_cfg["classifier"]
+    if report is not None and any(key.startswith(f"{classifier}.") for key in report.new):
+        raise InvalidOption(
+            f"--model {name}: its published weights are for {report.source} and know no emotions; train it first."
+        )
+    about = network.pretrained_cfg
+    normalize = Standardize(tuple(about["mean"]), tuple(about["std"]))
+    size = about["input_size"][1:]
+    transform = BatchTransform(AUGMENTATIONS["none"], normalize, size=(size[0], size[1]))
+    return network, transform, tuple(about.get("label_names") or FER2013_CLASSES)
+
+
+def _trained(run: RunFolder, name: str | None) -> tuple[Any, BatchTransform, tuple[str, ...]]:
+    from ferattn.cli.train import build_model
+    from ferattn.errors import InvalidInput, InvalidOption
+    from ferattn.training import Recipe
+
+    config = run.config
+    trained = config.get("model")
+    if trained is None:
+        raise InvalidInput(f"{run.path}: its config does not name the model.")
+    if name is not None and name != trained:
+        raise InvalidOption(f"--model {name}: the run in {run.path} trained {trained}.")
+    classes = tuple(config["data"]["classes"])
+    network: nn.Module = build_model(
+        trained, Recipe().changed(config["recipe"]), classes=len(classes), pretrained=False
+    )
+    run.load_weights(network)
+    return network, run.load_transform(), classes
+
+
+def _part(dataset: FaceDataset, split: str, run: RunFolder | None) -> FaceDataset:
+    """An official part, everything, or a part as the run divided the data."""
+    from ferattn.training import Recipe, make_parts
+
+    if split == "all":
+        return dataset
+    config = {} if run is None else run.config
+    names = (config["data"]["select_on"], config["data"]["test_on"]) if config else ()
+    if split not in names or split in (dataset.parts or ()):
+        return dataset.part(split)
+    recipe = Recipe().changed(config["recipe"])
+    parts = make_parts(dataset, recipe, seed=config["split_seed"], fold=config["fold"])
+    return parts.test if split == parts.test_on else parts.validation
+
+
+def _predictions(path: Path, part: str | None) -> Predictions:
+    from ferattn.training import Predictions, RunFolder
+
+    if path.suffix == ".npz":
+        return Predictions.load(path)
+    run = RunFolder(path)
+    return run.predictions(run.config["data"]["test_on"] if part is None else part)
+
+
+def _write_json(path: Path | None, content: dict[str, Any]) -> None:
+    import json
+
+    from ferattn.data.atomic import write_atomically
+
+    if path is not None:
+        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _print(report: dict[str, Any]) -> None:
+    console = Console(soft_wrap=True, highlight=False)
+    for block in (report, report.get("without_views")):
+        if block is None:
+            continue
+        console.print(
+            f"{block['dataset']}: {block['images']} images, test-time views: {block['views']}", markup=False
+        )
+        for name in ("accuracy", "macro_f1", "ece", "nll"):
+            ends = block[f"{name}_interval"]
+            console.print(f"  {name} {block[name]:.4f} ({ends['low']:.4f} to {ends['high']:.4f}, {ends['method']})")
+    table = Table("class", "recall", "of", "precision", "of", box=None, header_style="bold")
+    for name in report["classes"]:
+        cells = []
+        for figure in ("recall", "precision"):
+            entry = report[figure][name]
+            ends = entry["interval"]
+            cells.append("-" if ends is None else f"{entry['value']:.3f} ({ends['low']:.3f} to {ends['high']:.3f})")
+            cells.append(str(entry["images"]))
+        table.add_row(name, *cells)
+    console.print(table)

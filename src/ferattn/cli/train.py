@@ -1,0 +1,148 @@
+"""``ferattn train`` and ``ferattn recipes``: a model, a recipe, a dataset, a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ferattn.training import Recipe
+
+__all__ = ["build_model", "recipes", "train"]
+
+
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="A recipe, or the path of a TOML file.")] = None,
+) -> None:
+    """List the recipes, or show what one takes from its paper, what it chose, and its settings."""
+    from ferattn.training import list_recipes, load_page
+
+    console = Console(soft_wrap=True, highlight=False)
+    if name is None:
+        table = Table("recipe", "variants", "what it is", box=None, header_style="bold")
+        for entry in list_recipes():
+            page = load_page(entry)
+            table.add_row(entry, ", ".join(page.variants) or "-", page.summary)
+        console.print(table)
+        return
+    page = load_page(name)
+    console.print(f"{page.name}: {page.summary}\n{page.source}", markup=False)
+    for title, topics in (("What the paper says", page.says), ("Left open, and chosen", page.chose)):
+        console.print(f"\n{title}", style="bold")
+        for topic, text in topics.items():
+            console.print(f"  {topic}: {text}", markup=False)
+    tables = {"settings": page.settings}
+    tables |= {f"on {kind}": changes for kind, changes in page.datasets.items()}
+    tables |= {f"variant {variant}": changes for variant, changes in page.variants.items()}
+    for title, settings in tables.items():
+        console.print(f"\n{title}", style="bold")
+        for key, value in settings.items():
+            console.print(f"  {key} = {value!r}", markup=False)
+
+
+def train(
+    data: Annotated[Path, typer.Option(help="A folder, a zip or a CSV file with the images.")],
+    out: Annotated[Path, typer.Option(help="The folder of the run; the same command goes on with it.")],
+    recipe: Annotated[str, typer.Option(help="See `ferattn recipes`; or the path of a TOML file.")] = "strong",
+    model: Annotated[str, typer.Option(help="See `ferattn models`.")] = "cnn_se",
+    variant: Annotated[str | None, typer.Option(help="A variant of the recipe.")] = None,
+    change: Annotated[list[str] | None, typer.Option("--set", help="Another value: KEY=VALUE, as in TOML.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, order, augmentation and dropout.")] = 0,
+    dataset: Annotated[str | None, typer.Option(help="fer2013, ckplus, jaffe or folder; else guessed.")] = None,
+    split_seed: Annotated[int, typer.Option(help="Of random splits; keep it while --seed changes.")] = 0,
+    fold: Annotated[int, typer.Option(help="Which fold, where the split has several.")] = 0,
+    limit: Annotated[int | None, typer.Option(help="At most so many images in each part: a smoke run.")] = None,
+    accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
+    devices: Annotated[int, typer.Option(help="Processes on each machine.")] = 1,
+    num_nodes: Annotated[int, typer.Option(help="Machines.")] = 1,
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    compile_model: Annotated[bool, typer.Option("--compile", help="Compile the model.")] = False,
+    channels_last: Annotated[bool, typer.Option(help="Channels-last memory format.")] = False,
+    deterministic: Annotated[bool, typer.Option(help="Insist on operations that repeat bit by bit.")] = False,
+    tensorboard: Annotated[bool, typer.Option(help="Write logs for TensorBoard.")] = True,
+    progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
+) -> None:
+    """Train a model by a recipe; keep the best epoch; test it once."""
+    import torch
+
+    from ferattn.data import open_dataset
+    from ferattn.data.opening import guess_kind
+    from ferattn.errors import InvalidOption
+    from ferattn.training import Machine, fit, load_recipe, make_parts
+
+    if not 0 <= seed < 2**31:
+        raise InvalidOption(f"--seed {seed}: from 0 to 2147483647.")
+    machine = Machine(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=num_nodes,
+        precision=precision,
+        compile=compile_model,
+        channels_last=channels_last,
+        deterministic=deterministic,
+        tensorboard=tensorboard,
+        progress=progress,
+    )
+    load_recipe(recipe, None, variant)  # misspelt names are told before the data is read
+    kind = guess_kind(data) if dataset is None else dataset
+    settings = load_recipe(recipe, kind, variant).changed(_changes(change or []))
+    build_model(model, settings, classes=7, pretrained=False)
+    parts = make_parts(open_dataset(data, kind), settings, seed=split_seed, fold=fold, limit=limit)
+    if limit is not None and len(parts.train) < settings.batch_size:
+        settings = settings.changed({"batch_size": len(parts.train)})
+    torch.manual_seed(seed)
+    network = build_model(model, settings, classes=len(parts.train.classes), pretrained=settings.pretrained)
+    about = {
+        "model": model,
+        "recipe_name": recipe,
+        "variant": variant,
+        "split_seed": split_seed,
+        "fold": fold,
+        "limit": limit,
+    }
+    run = fit(network, parts, settings, out, seed=seed, about=about, machine=machine)
+    if run.finished:
+        _print_results(run.results, run.path)
+
+
+def build_model(name: str, recipe: Recipe, *, classes: int, pretrained: bool) -> nn.Module:
+    """The model of a name, for a recipe's pictures."""
+    from ferattn import create_model
+
+    options: dict[str, Any] = {"drop_rate": recipe.drop_rate} if recipe.drop_rate else {}
+    return create_model(
+        name, pretrained, num_classes=classes, in_chans=recipe.channels, img_size=recipe.size, **options
+    )
+
+
+def _changes(words: list[str]) -> dict[str, Any]:
+    import tomllib
+
+    from ferattn.errors import InvalidOption
+
+    changes: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise InvalidOption(f"--set {word}: KEY=VALUE, such as epochs=3.")
+        try:
+            changes[key.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            changes[key.strip()] = value.strip()  # a word without its quotation marks
+    return changes
+
+
+def _print_results(results: dict[str, Any], path: Path) -> None:
+    test = results["test"]
+    low, high = test["accuracy_interval"]["low"], test["accuracy_interval"]["high"]
+    Console(soft_wrap=True, highlight=False).print(
+        f"{path}: epoch {results['best_epoch']} of {results['epochs']} was best; {test['dataset']}: accuracy "
+        f"{test['accuracy']:.2%} ({low:.2%} to {high:.2%}), {test['images']} images",
+        markup=False,
+    )

@@ -1,0 +1,30 @@
+"""Training by recipe on Lightning, evaluation with intervals; takes modules and datasets, never names of models."""
+
+from ferattn.training.evaluation import evaluate, fit_temperature
+from ferattn.training.fitting import PRECISIONS, Machine, fit
+from ferattn.training.folder import RunFolder
+from ferattn.training.module import FaceClassifier, FaceData
+from ferattn.training.parts import Parts, make_parts
+from ferattn.training.predictions import Predictions, pool, predict
+from ferattn.training.recipe import Recipe, RecipePage, list_recipes, load_page, load_recipe
+
+__all__ = [
+    "PRECISIONS",
+    "FaceClassifier",
+    "FaceData",
+    "Machine",
+    "Parts",
+    "Predictions",
+    "Recipe",
+    "RecipePage",
+    "RunFolder",
+    "evaluate",
+    "fit",
+    "fit_temperature",
+    "list_recipes",
+    "load_page",
+    "load_recipe",
+    "make_parts",
+    "pool",
+    "predict",
+]

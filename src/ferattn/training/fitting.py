@@ -1,0 +1,300 @@
+"""Train a model by a recipe into a folder, from the start or from where a run was interrupted."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
+from torch import nn
+
+from ferattn.data import AUGMENTATIONS, BatchTransform, Standardize, make_mixer, make_transform
+from ferattn.errors import InvalidOption, MissingDependency, choose
+from ferattn.training.callbacks import AtomicCheckpoints, History, Plateau
+from ferattn.training.evaluation import evaluate, fit_temperature
+from ferattn.training.folder import RunFolder
+from ferattn.training.module import FaceClassifier, FaceData, inverse_frequency
+from ferattn.training.parts import Parts, picture_size
+from ferattn.training.pictures import draw_confusion, draw_curves
+from ferattn.training.predictions import predict
+from ferattn.training.recipe import Recipe
+
+__all__ = ["PRECISIONS", "Machine", "fit"]
+
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+"""Our names for Lightning's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where and how a run is carried out.
+
+    Attributes:
+        accelerator: ``"auto"``, ``"cpu"`` or ``"gpu"``.
+        devices: Processes on each machine.
+        num_nodes: Machines.
+        precision: An entry of ``PRECISIONS``.
+        compile: Whether to compile the model.
+        channels_last: Whether to keep images and weights in the channels-last memory format.
+        workers: Processes that load images; 0 for images in memory.
+        deterministic: Whether to insist on operations that repeat bit by bit.
+        progress: Whether to show a progress bar.
+        tensorboard: Whether to write logs for TensorBoard.
+    """
+
+    accelerator: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    precision: str = "fp32"
+    compile: bool = False
+    channels_last: bool = False
+    workers: int = 0
+    deterministic: bool = False
+    progress: bool = False
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        choose(PRECISIONS, self.precision, "precision")
+        choose(dict.fromkeys(("auto", "cpu", "gpu")), self.accelerator, "accelerator")
+        if self.devices < 1 or self.num_nodes < 1 or self.workers < 0:
+            raise InvalidOption(
+                f"devices={self.devices!r}, num_nodes={self.num_nodes!r}, workers={self.workers!r}: at least 1, 1, 0."
+            )
+
+
+def fit(
+    model: nn.Module,
+    parts: Parts,
+    recipe: Recipe,
+    out: Path,
+    *,
+    seed: int = 0,
+    about: Mapping[str, Any] | None = None,
+    machine: Machine | None = None,
+) -> RunFolder:
+    """Train, keep the best epoch, and test it once.
+
+    A run that was interrupted, at any moment and in any way, is taken up again by the same call and ends in the
+    same weights as if it had not been; one that has finished is left as it is.
+
+    Args:
+        model: From images to logits, its weights as training should start.
+        parts: Training, selection and test images.
+        recipe: What to do.
+        out: The folder of the run.
+        seed: Of the order, the augmentation and dropout. The model's initial weights are the caller's.
+        about: What else belongs into the config, such as the model's name.
+        machine: Where and how.
+
+    Returns:
+        The folder, finished. In a run over several processes only the first one writes.
+
+    Raises:
+        InvalidOption: If the folder holds a run with another config, the training images do not fill a batch, or
+            a file cannot be written.
+        Diverged: If the loss is no finite number; the last good checkpoint is kept.
+    """
+    machine = Machine() if machine is None else machine
+    folder = RunFolder(Path(out))
+    config = _config(parts, recipe, seed, about or {}, machine)
+    transform = _transform(model, parts, recipe, seed)
+    classes = len(parts.train.classes)
+    task = FaceClassifier(
+        model,
+        transform,
+        recipe,
+        classes=classes,
+        seed=seed,
+        mixer=make_mixer(AUGMENTATIONS[recipe.augmentation], classes, seed=seed),
+        class_weights=inverse_frequency(parts.train.counts()) if recipe.class_weights else None,
+        channels_last=machine.channels_last,
+    )
+    data = FaceData(parts.train, parts.validation, batch_size=recipe.batch_size, seed=seed, workers=machine.workers)
+    history = History(folder.path / "metrics.csv")
+    if machine.compile:
+        model.compile()
+    start = time.perf_counter()
+    with _quiet():
+        trainer = _trainer(folder, recipe, machine, history)
+        if trainer.is_global_zero:
+            folder.begin(config)
+        if folder.finished:
+            return folder
+        if not _stopped_early(folder, recipe):
+            trainer.fit(task, data, ckpt_path=str(folder.last) if folder.last.exists() else None, weights_only=True)
+    if trainer.is_global_zero:
+        device = trainer.strategy.root_device
+        _finish(folder, task.to(device), parts, recipe, time.perf_counter() - start)
+    return folder
+
+
+def _config(parts: Parts, recipe: Recipe, seed: int, about: Mapping[str, Any], machine: Machine) -> dict[str, Any]:
+    shown = {"progress", "tensorboard"}  # what does not change the result may change on resume
+    return {
+        **about,
+        "seed": seed,
+        "recipe": recipe.to_dict(),
+        "machine": {key: value for key, value in asdict(machine).items() if key not in shown},
+        "data": {
+            "dataset": parts.train.name,
+            "classes": list(parts.train.classes),
+            "select_on": parts.select_on,
+            "test_on": parts.test_on,
+            "honest": parts.honest,
+            "images": {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)},
+            "sha256": {
+                "train": parts.train.checksum(),
+                "validation": parts.validation.checksum(),
+                "test": parts.test.checksum(),
+            },
+        },
+    }
+
+
+def _transform(model: nn.Module, parts: Parts, recipe: Recipe, seed: int) -> BatchTransform:
+    augmentation = choose(AUGMENTATIONS, recipe.augmentation, "augmentation")
+    size = picture_size(parts.train, recipe)
+    if recipe.normalize == "model":
+        described = getattr(model, "pretrained_cfg", None) or {}
+        if "mean" not in described or "std" not in described:
+            raise InvalidOption(f"normalize='model': {type(model).__name__} has no pretrained_cfg with mean and std.")
+        normalize = Standardize(tuple(described["mean"]), tuple(described["std"]))
+        return BatchTransform(augmentation, normalize, size=size, seed=seed)
+    return make_transform(augmentation, parts.train, standardize=recipe.normalize == "train", size=size, seed=seed)
+
+
+def _trainer(folder: RunFolder, recipe: Recipe, machine: Machine, history: History) -> pl.Trainer:
+    def mode(metric: str) -> str:
+        return "max" if metric == "val_accuracy" else "min"
+
+    callbacks: list[Callback] = [history]
+    if recipe.ema_decay:
+        # From the first epoch's end on: before, the average would be of little but the random start.
+        callbacks.append(EMAWeightAveraging(decay=recipe.ema_decay))
+    if recipe.schedule == "plateau":
+        callbacks.append(Plateau(recipe))
+    if recipe.patience:
+        callbacks.append(
+            EarlyStopping(
+                recipe.stop_monitor,
+                mode=mode(recipe.stop_monitor),
+                patience=recipe.patience,
+                check_on_train_epoch_end=True,
+            )
+        )
+    if machine.progress:
+        callbacks.append(RichProgressBar())
+    saving: dict[str, Any] = {
+        "dirpath": folder.best.parent,
+        "save_on_train_epoch_end": True,
+        "enable_version_counter": False,
+    }
+    # The best first: the last, from which runs resume, then knows about it.
+    callbacks.append(ModelCheckpoint(filename="best", monitor=recipe.keep, mode=mode(recipe.keep), **saving))
+    callbacks.append(ModelCheckpoint(filename="last", **saving))
+    return pl.Trainer(
+        accelerator=machine.accelerator,
+        devices=machine.devices,
+        num_nodes=machine.num_nodes,
+        strategy="ddp" if machine.devices * machine.num_nodes > 1 else "auto",
+        precision=PRECISIONS[machine.precision],  # type: ignore[arg-type]
+        max_epochs=recipe.epochs,
+        gradient_clip_val=recipe.clip_norm or None,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpoints()],
+        logger=_tensorboard(folder) if machine.tensorboard else False,
+        log_every_n_steps=1_000_000,  # figures are logged by epoch
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the loaders divide the images themselves
+        deterministic=machine.deterministic,
+        enable_model_summary=False,
+        enable_progress_bar=machine.progress,
+        default_root_dir=folder.path,
+    )
+
+
+def _tensorboard(folder: RunFolder) -> Any:
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    try:
+        return TensorBoardLogger(folder.path, name="tensorboard", version="")
+    except ModuleNotFoundError as error:
+        raise MissingDependency('TensorBoard logs need tensorboard: pip install "ferattn[train]"') from error
+
+
+def _stopped_early(folder: RunFolder, recipe: Recipe) -> bool:
+    """Whether the last checkpoint is that of a run which had lost its patience: it needs no further epoch."""
+    if not folder.last.exists() or not recipe.patience:
+        return False
+    state = torch.load(folder.last, map_location="cpu", weights_only=True)
+    waits = [part["wait_count"] for key, part in state["callbacks"].items() if key.startswith("EarlyStopping")]
+    return any(wait >= recipe.patience for wait in waits)
+
+
+def _finish(folder: RunFolder, task: FaceClassifier, parts: Parts, recipe: Recipe, seconds: float) -> None:
+    state = torch.load(folder.best, map_location="cpu", weights_only=True)
+    task.load_state_dict(state["state_dict"])
+    last = torch.load(folder.last, map_location="cpu", weights_only=True)
+    rows = next(part["rows"] for part in last["callbacks"].values() if "rows" in part)
+    folder.keep_weights(task.model, task.transform)
+    draw_curves(rows, folder.path / "curves.png")
+    validation = predict(task, task.transform, parts.validation, name=f"{parts.validation.name} {parts.select_on}")
+    validation.save(folder.path / f"predictions-{parts.select_on}.npz")
+    test, temperature = validation, None
+    if parts.test_on != parts.select_on:
+        temperature = fit_temperature(validation)
+        test = predict(task, task.transform, parts.test, name=parts.label)
+        test.save(folder.path / f"predictions-{parts.test_on}.npz")
+    figures = evaluate(test, temperature=temperature)
+    draw_confusion(
+        figures["confusion_matrix"], test.classes, parts.label, folder.path / f"confusion-{parts.test_on}.png"
+    )
+    folder.write_json(
+        "results.json",
+        {
+            "best_epoch": state["epoch"],
+            "epochs": len(rows),
+            "seconds": sum(row["seconds"] for row in rows),
+            "seconds_of_last_call": seconds,
+            "honest": parts.honest,
+            "temperature": temperature,
+            "validation_accuracy": float(validation.correct.mean()),
+            "test": figures,
+        },
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's advice that does not apply, and with the process left as it was."""
+    logger = logging.getLogger("lightning.pytorch")
+    level, deterministic = logger.level, torch.are_deterministic_algorithms_enabled()
+    with warnings.catch_warnings():
+        for message in (
+            ".*does not have many workers.*",
+            ".*exists and is not empty.*",
+            ".*Consider setting `persistent_workers=True`.*",
+            ".*GPU available but not used.*",
+            ".*no logger configured.*",
+            ".*You defined a `validation_step`.*",
+            ".*LeafSpec.*",
+            ".*treespec.*",
+            ".*lr_scheduler.step\\(\\)` before `optimizer.step.*",
+            ".*The dirpath has changed from.*",
+            ".*smaller than the logging interval.*",
+        ):
+            warnings.filterwarnings("ignore", message=message)
+        logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+            torch.use_deterministic_algorithms(deterministic)

@@ -1,0 +1,208 @@
+"""The folder of a run: what was asked for, what came out, and how to open it again."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ferattn.data import AUGMENTATIONS, ZCA, BatchTransform, Standardize
+from ferattn.data.atomic import write_atomically
+from ferattn.errors import InvalidInput, InvalidOption, WeightsMismatch
+from ferattn.training.predictions import Predictions
+
+__all__ = ["RunFolder", "differences"]
+
+_PACKAGES = ("ferattn", "torch", "timm", "lightning", "torchmetrics", "torchvision", "numpy", "scipy")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's files: config, versions, metrics, curves, checkpoints, weights, predictions, results.
+
+    Attributes:
+        path: The folder.
+    """
+
+    path: Path
+
+    @property
+    def last(self) -> Path:
+        """The state from which a run is resumed."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """The state of the best epoch."""
+        return self.path / "checkpoints" / "best.ckpt"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the results are there; they are written last."""
+        return (self.path / "results.json").exists()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What was asked for.
+
+        Raises:
+            InvalidInput: If this is no folder of a run.
+        """
+        return self._read("config.json")
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What came out.
+
+        Raises:
+            InvalidInput: If the run has not finished.
+        """
+        if not self.finished:
+            raise InvalidInput(f"{self.path}: the run has not finished; the same `ferattn train` goes on with it.")
+        return self._read("results.json")
+
+    def predictions(self, part: str) -> Predictions:
+        """What the model of the best epoch said about a part."""
+        return Predictions.load(self.path / f"predictions-{part}.npz")
+
+    def begin(self, config: Mapping[str, Any]) -> None:
+        """Write the config, or check that it is the one that the run began with.
+
+        Raises:
+            InvalidOption: If the run began with another config (names what differs), or the folder holds
+                something else.
+        """
+        wanted = json.loads(json.dumps(config))
+        if (self.path / "config.json").exists():
+            changed = differences(self.config, wanted)
+            if changed:
+                raise InvalidOption(
+                    f"{self.path}: the run began with another config; {'; '.join(changed)}. Give another --out, or "
+                    "the same options to go on."
+                )
+            return
+        try:
+            if self.path.exists() and any(self.path.iterdir()):
+                raise InvalidOption(f"{self.path}: not empty and not a run; give another --out.")
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidOption(f"{self.path}: no folder can be made there ({error.strerror or error}).") from error
+        self.write_json("versions.json", _versions())
+        self.write_json("config.json", wanted)
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file, completely or not at all."""
+        write_atomically(self.path / name, (json.dumps(content, indent=1) + "\n").encode())
+
+    def keep_weights(self, model: nn.Module, transform: BatchTransform) -> None:
+        """Write the model's weights, and the statistics of its images, as safetensors."""
+        from safetensors.torch import save
+
+        weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+        write_atomically(self.path / "model.safetensors", save(weights))
+        normalize = transform.normalize
+        about: dict[str, Any] = {"kind": "none", "size": None if transform.size is None else list(transform.size)}
+        if isinstance(normalize, Standardize):
+            about |= {"kind": "standardize", "mean": list(normalize.mean), "std": list(normalize.std)}
+        elif isinstance(normalize, ZCA):
+            about |= {"kind": "zca", "shape": list(normalize.shape), "epsilon": normalize.epsilon}
+            state = {key: value.cpu().contiguous() for key, value in normalize.state_dict().items()}
+            write_atomically(self.path / "normalize.safetensors", save(state))
+        self.write_json("transform.json", about)
+
+    def load_weights(self, model: nn.Module) -> None:
+        """Put the weights of the best epoch into a model of the same build.
+
+        Raises:
+            InvalidInput: If there are none, or the file is damaged.
+            WeightsMismatch: If they do not fit.
+        """
+        try:
+            model.load_state_dict(self._tensors("model.safetensors"))
+        except RuntimeError as error:
+            told = " ".join(str(error).split())
+            raise WeightsMismatch(f"{self.path}: the weights do not fit: {told[:300]}") from error
+
+    def load_transform(self) -> BatchTransform:
+        """How the model wants its images, without augmentation.
+
+        Raises:
+            InvalidInput: If the run has not finished, or a file is damaged.
+        """
+        about = self._read("transform.json")
+        normalize: nn.Module | None = None
+        try:
+            if about["kind"] == "standardize":
+                normalize = Standardize(tuple(about["mean"]), tuple(about["std"]))
+            elif about["kind"] == "zca":
+                channels, height, width = about["shape"]
+                normalize = ZCA((channels, height, width), about["epsilon"])
+                normalize.load_state_dict(self._tensors("normalize.safetensors"))
+            size = None if about["size"] is None else (about["size"][0], about["size"][1])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise InvalidInput(f"{self.path / 'transform.json'}: damaged ({error}).") from error
+        return BatchTransform(AUGMENTATIONS["none"], normalize, size=size).eval()
+
+    def _tensors(self, name: str) -> dict[str, torch.Tensor]:
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        path = self.path / name
+        try:
+            tensors: dict[str, torch.Tensor] = load(path.read_bytes())
+        except OSError as error:
+            raise InvalidInput(
+                f"{path}: cannot be read ({error.strerror or error}). Has the run finished?"
+            ) from error
+        except SafetensorError as error:
+            raise InvalidInput(f"{path}: damaged ({error}).") from error
+        return tensors
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InvalidInput(
+                f"{path}: cannot be read ({error.strerror or error}). Is it the folder of a run that has finished?"
+            ) from error
+        except ValueError as error:
+            raise InvalidInput(f"{path}: damaged ({error}).") from error
+        if not isinstance(content, dict):
+            raise InvalidInput(f"{path}: damaged (no table).")
+        return content
+
+
+def differences(was: Any, now: Any, at: str = "") -> list[str]:
+    """Each entry that differs between two configs, by its path.
+
+    >>> differences({"recipe": {"lr": 0.1}, "seed": 0}, {"recipe": {"lr": 0.2}, "seed": 0})
+    ['recipe.lr was 0.1, now 0.2']
+    """
+    if isinstance(was, dict) and isinstance(now, dict):
+        keys = [*was, *(key for key in now if key not in was)]
+        return [
+            line
+            for key in keys
+            for line in differences(was.get(key), now.get(key), f"{at}.{key}" if at else str(key))
+        ]
+    return [] if was == now else [f"{at} was {was!r}, now {now!r}"]
+
+
+def _versions() -> dict[str, Any]:
+    versions: dict[str, Any] = {"python": platform.python_version(), "system": platform.platform()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    versions["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
+    versions["threads"] = torch.get_num_threads()
+    return versions

@@ -1,0 +1,107 @@
+"""From one dataset to the parts of a run: training, selection and test images, all in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferattn.data import FER2013, CachedDataset, FaceDataset, cache, make_splits, random_split, subject_kfold
+from ferattn.errors import InvalidInput, InvalidOption, choose
+from ferattn.training.recipe import Recipe
+
+__all__ = ["Parts", "make_parts", "picture_size"]
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The images of one run.
+
+    Attributes:
+        train: What is learnt from.
+        validation: What the best epoch is chosen on.
+        test: What is reported.
+        select_on: The name of ``validation``.
+        test_on: The name of ``test``.
+        honest: False where one person may be on both sides, or where ``validation`` is ``test``.
+    """
+
+    train: CachedDataset
+    validation: CachedDataset
+    test: CachedDataset
+    select_on: str
+    test_on: str
+    honest: bool
+
+    @property
+    def label(self) -> str:
+        """Which test this is, for reports."""
+        return f"{self.test.name} {self.test_on}" + ("" if self.honest else " (as published, not honest)")
+
+
+def make_parts(
+    dataset: FaceDataset, recipe: Recipe, *, seed: int = 0, fold: int = 0, limit: int | None = None
+) -> Parts:
+    """Divide a dataset as a recipe says, and read the images into memory.
+
+    Args:
+        dataset: All of it.
+        recipe: For ``split``, ``select_on``, ``test_on``, ``validation_fraction``, ``size`` and ``channels``.
+        seed: Of random divisions; keep it when only the training seed changes, so that tests stay paired.
+        fold: Which fold, where the division has several.
+        limit: At most so many images in each part, all classes in turn: for a smoke run.
+
+    Raises:
+        InvalidOption: If the division has no such fold or lacks a part.
+        InvalidInput: If a class has no training images.
+    """
+    splits = make_splits(recipe.split, dataset, seed)
+    parts = splits.apply(dataset, fold)
+    honest = splits.honest and recipe.select_on != recipe.test_on
+    train = choose(parts, "train", f"part of {recipe.split}")
+    if recipe.validation_fraction and recipe.select_on not in parts:
+        rows = _held_out(train, recipe.validation_fraction, seed, by_subject=splits.honest)
+        parts[recipe.select_on] = train.subset(rows)
+        train = train.subset(np.setdiff1d(np.arange(len(train)), rows))
+    if recipe.select_on not in parts:
+        raise InvalidOption(
+            f"select_on={recipe.select_on!r}: the split {recipe.split!r} has {', '.join(parts)}; name one of them, "
+            "or set validation_fraction to take some of the training images."
+        )
+    validation, test = parts[recipe.select_on], choose(parts, recipe.test_on, f"part of {recipe.split}")
+    if limit is not None:
+        train, validation, test = (part.subset(_first(part, limit)) for part in (train, validation, test))
+    empty = [name for name, count in train.counts().items() if not count]
+    if empty:
+        raise InvalidInput(f"{dataset.name}: no training images of {', '.join(empty)}.")
+    # FER2013's 48 pixels stay as they are and are enlarged on the device.
+    size = None if isinstance(dataset, FER2013) else recipe.size
+    stored = [cache(part, size, recipe.channels) for part in (train, validation, test)]
+    return Parts(stored[0], stored[1], stored[2], recipe.select_on, recipe.test_on, honest)
+
+
+def picture_size(train: CachedDataset, recipe: Recipe) -> int | None:
+    """What a transform has to resize to; None if the images have the recipe's size already."""
+    return None if tuple(train.images.shape[-2:]) == (recipe.size, recipe.size) else recipe.size
+
+
+def _held_out(train: FaceDataset, fraction: float, seed: int, *, by_subject: bool) -> NDArray[np.int64]:
+    """Whole subjects where the division is honest about them, else images of every class in proportion."""
+    if by_subject and train.subjects is not None:
+        return subject_kfold(train, max(2, round(1 / fraction)), seed=seed).folds[0]["test"]
+    shares = {"train": 1 - fraction, "validation": fraction}
+    return random_split(train, shares, seed=seed, stratify=True).folds[0]["validation"]
+
+
+def _first(part: FaceDataset, limit: int) -> NDArray[np.int64]:
+    """The first image of every class, then the second of every class, and so on."""
+    labels = part.records.labels
+    present = len(np.unique(labels))
+    if limit < present:
+        raise InvalidOption(f"limit={limit!r}: at least {present}, one image of every class.")
+    turn = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        turn[members] = np.arange(len(members))
+    return np.sort(np.argsort(turn, kind="stable")[:limit])

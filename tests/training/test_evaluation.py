@@ -1,0 +1,187 @@
+"""Figures against definitions written out, and predictions that know their images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from training import faces
+
+from ferattn.data import AUGMENTATIONS, BatchTransform, views
+from ferattn.errors import InvalidInput
+from ferattn.statistics import wilson
+from ferattn.training import Predictions, evaluate, fit_temperature, pool, predict
+
+
+def made(n: int = 300, k: int = 4, *, subjects: bool = False, scale: float = 1.0) -> Predictions:
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, k, n)
+    logits = generator.normal(0, 1, (n, k))
+    logits[np.arange(n), labels] += 1.0
+    return Predictions(
+        (scale * logits).astype(np.float32),
+        labels,
+        tuple(f"i{row}" for row in range(n)),
+        tuple(f"class {row}" for row in range(k)),
+        "none",
+        "made",
+        "abc",
+        tuple(f"P{row // 30}" for row in range(n)) if subjects else None,
+    )
+
+
+def test_figures_by_hand() -> None:
+    given = made()
+    found = evaluate(given, resamples=200)
+    predicted, k = given.logits.argmax(1), 4
+    confusion = [[int(((given.labels == i) & (predicted == j)).sum()) for j in range(k)] for i in range(k)]
+    assert found["confusion_matrix"] == confusion
+    recall = [confusion[i][i] / sum(confusion[i]) for i in range(k)]
+    precision = [confusion[i][i] / sum(row[i] for row in confusion) for i in range(k)]
+    assert [found["recall"][name]["value"] for name in given.classes] == pytest.approx(recall)
+    assert [found["precision"][name]["value"] for name in given.classes] == pytest.approx(precision)
+    assert found["macro_f1"] == pytest.approx(
+        np.mean([2 * p * r / (p + r) for p, r in zip(precision, recall, strict=True)])
+    )
+    shares = np.exp(given.logits) / np.exp(given.logits).sum(1, keepdims=True)
+    assert found["nll"] == pytest.approx(-np.log(shares[np.arange(300), given.labels]).mean(), rel=1e-5)
+    confidence, right = shares.max(1), predicted == given.labels
+    ece = 0.0
+    for low in np.arange(15) / 15:
+        inside = (confidence > low) & (confidence <= low + 1 / 15)
+        ece += abs((right[inside] - confidence[inside]).sum()) / 300
+    assert found["ece"] == pytest.approx(ece, abs=1e-5)
+    assert found["accuracy"] == pytest.approx(right.mean())
+    interval = wilson(int(right.sum()), 300)
+    assert (found["accuracy_interval"]["low"], found["accuracy_interval"]["high"]) == (interval.low, interval.high)
+    row = found["recall"]["class 1"]
+    assert row["interval"]["high"] == pytest.approx(wilson(confusion[1][1], row["images"]).high)
+    for name in ("macro_f1", "ece", "nll"):
+        assert found[f"{name}_interval"]["low"] < found[f"{name}_interval"]["high"]
+    assert found["nll_interval"]["low"] < found["nll"] < found["nll_interval"]["high"]
+    assert found["macro_f1_interval"]["low"] < found["macro_f1"] < found["macro_f1_interval"]["high"]
+
+
+def test_options_of_the_intervals() -> None:
+    plain = evaluate(made(), resamples=200)
+    assert evaluate(made(), resamples=200, confidence=0.5)["accuracy_interval"] != plain["accuracy_interval"]
+    assert evaluate(made(), resamples=200, seed=1)["nll_interval"] != plain["nll_interval"]
+    assert evaluate(made(), resamples=300)["nll_interval"] != plain["nll_interval"]
+    by_subject = evaluate(made(subjects=True), resamples=200)
+    assert by_subject["accuracy_interval"]["method"] == "bootstrap over subjects"
+    assert by_subject["accuracy"] == plain["accuracy"]
+
+
+def test_a_class_that_is_not_there_has_no_recall() -> None:
+    given = made()
+    found = evaluate(replace(given, labels=np.where(given.labels == 3, 0, given.labels)), resamples=100)
+    assert found["recall"]["class 3"] == {"value": None, "interval": None, "images": 0}
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.floats(0.2, 6))
+def test_temperature_undoes_a_scale(scale: float) -> None:
+    plain, scaled = fit_temperature(made()), fit_temperature(made(scale=scale))
+    assert scaled == pytest.approx(plain * scale, rel=1e-2)
+
+
+def test_temperature_is_the_best_and_calibrates() -> None:
+    hot = made(scale=4)
+    temperature = fit_temperature(hot)
+    found = evaluate(hot, temperature=temperature, resamples=100)
+    assert found["calibrated"]["temperature"] == temperature
+    assert found["calibrated"]["nll"] < found["nll"]
+    assert found["calibrated"]["ece"] < found["ece"]
+    for other in (0.95, 1.05):
+        worse = evaluate(hot, temperature=temperature * other, resamples=100)
+        assert worse["calibrated"]["nll"] > found["calibrated"]["nll"]
+    assert "calibrated" not in evaluate(hot, resamples=100)
+
+
+def test_predictions_are_the_models(tmp_path: Path) -> None:
+    model, transform, data = faces.network(), BatchTransform(AUGMENTATIONS["strong"]), faces.faces(30, 1, subjects=5)
+    model.train()
+    found = predict(model, transform, data, name="toy test", batch_size=7)
+    expected = model.eval()(data.images / 255)
+    torch.testing.assert_close(torch.from_numpy(found.logits), expected.detach())
+    assert found.checksum == data.checksum()
+    assert found.ids == data.ids
+    found.save(tmp_path / "p.npz")
+    again = Predictions.load(tmp_path / "p.npz")
+    assert np.array_equal(again.logits, found.logits)
+    assert (again.ids, again.classes, again.views, again.dataset, again.checksum, again.subjects) == (
+        found.ids, found.classes, "none", "toy test", found.checksum, data.subjects,
+    )  # fmt: skip
+
+
+def test_prediction_leaves_the_model_in_its_mode() -> None:
+    model, transform = faces.network(dropout=0.5).train(), BatchTransform(AUGMENTATIONS["none"])
+    predict(model, transform, faces.faces(8, 1), name="toy")
+    assert model.training
+    assert transform.training
+
+
+@pytest.mark.parametrize("kind", ["flip", "ten-crop"])
+def test_views_average_probabilities(kind: str) -> None:
+    model, data = faces.network().eval(), faces.faces(10, 1, side=8)
+    found = predict(model, BatchTransform(AUGMENTATIONS["none"]), data, name="toy", kind=kind)
+    for row in range(10):
+        stack = views(data.images[row : row + 1], kind)[0]
+        mean = model(stack / 255).softmax(1).mean(0)
+        torch.testing.assert_close(torch.from_numpy(found.logits[row]).exp(), mean.detach())
+    assert found.views == kind
+
+
+def test_other_test_sets_are_refused() -> None:
+    given = made()
+    shuffled = replace(given, ids=given.ids[::-1], labels=given.labels[::-1], logits=given.logits[::-1])
+    assert np.array_equal(shuffled.aligned(given).logits, given.logits)
+    with pytest.raises(InvalidInput, match="different test sets"):
+        replace(given, checksum="def").aligned(given)
+    with pytest.raises(InvalidInput, match="0 names in common"):
+        replace(given, ids=tuple(f"j{row}" for row in range(300))).aligned(given)
+    with pytest.raises(InvalidInput, match="other classes"):
+        replace(given, classes=given.classes[::-1]).aligned(given)
+
+
+def test_folds_are_pooled() -> None:
+    given = made(subjects=True)
+    rows = np.arange(300)
+
+    def fold(keep: np.ndarray, name: str) -> Predictions:
+        return replace(
+            given,
+            logits=given.logits[keep],
+            labels=given.labels[keep],
+            ids=tuple(given.ids[row] for row in keep),
+            subjects=tuple(given.subjects[row] for row in keep),
+            checksum=name,
+        )
+
+    whole = pool([fold(rows[:100], "a"), fold(rows[100:], "b")])
+    assert whole.correct.mean() == given.correct.mean()
+    assert len(whole.subjects) == 300
+    with pytest.raises(InvalidInput, match="two folds"):
+        pool([fold(rows[:100], "a"), fold(rows[99:], "b")])
+    with pytest.raises(InvalidInput, match="no predictions"):
+        pool([])
+    with pytest.raises(InvalidInput, match="test-time views"):
+        pool([fold(rows[:100], "a"), replace(fold(rows[100:], "b"), views="flip")])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"logits": np.full((300, 4), np.nan, np.float32)}, "not finite"),
+        ({"labels": np.full(300, -1)}, "without a label"),
+    ],
+)
+def test_what_cannot_be_evaluated(changes: dict, said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        evaluate(replace(made(), **changes))
+

@@ -1,0 +1,359 @@
+"""Runs: they learn, they are kept, they resume to the same weights, they stop when they should."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ferattn.errors import Diverged, InvalidInput, InvalidOption, UnknownChoice
+from ferattn.training import Machine, Predictions, RunFolder, fit
+from training import faces
+
+CPU = Machine(accelerator="cpu")
+
+
+def run(out: Path, *, model: nn.Module | None = None, machine: Machine = CPU, seed: int = 0, **changes) -> RunFolder:
+    model = faces.network() if model is None else model
+    return fit(model, faces.parts(), faces.recipe(**changes), out, seed=seed, machine=machine)
+
+
+def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
+    model = faces.network(norm="1.running_mean" in folder._tensors("model.safetensors"))
+    folder.load_weights(model)
+    return model.state_dict()
+
+
+def same(a: RunFolder, b: RunFolder) -> bool:
+    first, second = weights(a), weights(b)
+    return all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_run_learns_and_leaves_everything_behind(tmp_path: Path) -> None:
+    folder = run(tmp_path / "run", epochs=5)
+    assert folder.finished
+    for name in ("config.json", "versions.json", "curves.png", "confusion-test.png", "transform.json"):
+        assert (folder.path / name).stat().st_size > 20
+    with (folder.path / "metrics.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["epoch"] for row in rows] == ["0", "1", "2", "3", "4"]
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
+    results = folder.results
+    assert results["test"]["accuracy"] > 0.9
+    assert results["temperature"] > 0
+    test = folder.predictions("test")
+    assert test.correct.mean() == results["test"]["accuracy"]
+    model = faces.network(seed=9)
+    folder.load_weights(model)
+    logits = model.eval()(folder.load_transform()(faces.parts().test.images))
+    torch.testing.assert_close(logits.detach(), torch.from_numpy(test.logits))
+    assert not list(folder.path.rglob("*.part"))
+
+
+def test_training_is_what_a_plain_loop_does(tmp_path: Path) -> None:
+    """Oracle: PyTorch's Adam in a loop over the same order of images."""
+    from ferattn.data import SeededSampler
+
+    folder = run(tmp_path / "run", epochs=1, seed=3)
+    model, train = faces.network(), faces.parts().train
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for rows in torch.tensor(list(SeededSampler(64, shuffle=True, seed=3))).split(16):
+        loss = nn.functional.cross_entropy(model(train.images[rows] / 255), train.labels[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for key, value in weights(folder).items():
+        torch.testing.assert_close(value, model.state_dict()[key])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lr": 0.02},
+        {"optimizer": "sgd"},
+        {"optimizer": "sgd", "momentum": 0.5},
+        {"weight_decay": 0.5},
+        {"batch_size": 8},
+        {"augmentation": "luo2023"},
+        {"augmentation": "strong"},
+        {"augmentation": "strong", "mix_off_epochs": 2},
+        {"augmentation": "chap2021"},
+        {"normalize": "train"},
+        {"label_smoothing": 0.1},
+        {"clip_norm": 0.01},
+        {"schedule": "cosine"},
+        {"schedule": "cosine", "warmup_epochs": 1},
+        {"schedule": "one-cycle"},
+        {"schedule": "steps", "step_epochs": [1], "step_factors": [0.1]},
+        {"ema_decay": 0.9},
+    ],
+)
+def test_every_setting_changes_the_run(tmp_path: Path, changes: dict, plain_run: RunFolder) -> None:
+    folder = run(tmp_path / "run", **changes)
+    assert folder.finished
+    rows = [
+        path.read_text().splitlines()[-1].split(",")[4:]
+        for path in (folder.path / "metrics.csv", plain_run.path / "metrics.csv")
+    ]
+    assert rows[0] != rows[1]
+
+
+def rows_of(folder: RunFolder) -> list[dict[str, float]]:
+    with (folder.path / "metrics.csv").open() as stream:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(stream)]
+
+
+@pytest.mark.parametrize("monitor", ["val_loss", "val_accuracy"])
+def test_plateaus_are_pytorchs(tmp_path: Path, monitor: str) -> None:
+    changes = {"plateau_monitor": monitor, "plateau_patience": 1, "plateau_factor": 0.3, "lr_min": 0.03}
+    rows = rows_of(run(tmp_path / "run", schedule="plateau", lr=0.4, epochs=9, **changes))
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.4)
+    mode = "min" if monitor == "val_loss" else "max"
+    oracle = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode=mode, factor=0.3, patience=1, min_lr=0.03)
+    for row in rows:
+        assert row["lr"] == pytest.approx(optimizer.param_groups[0]["lr"])
+        oracle.step(row[monitor])
+    assert rows[-1]["lr"] < 0.4
+
+
+@pytest.mark.parametrize(("keep", "best"), [("val_loss", min), ("val_accuracy", max)])
+def test_the_epoch_that_is_kept(tmp_path: Path, keep: str, best: Callable) -> None:
+    folder = run(tmp_path / "run", keep=keep, lr=0.3, epochs=8)
+    rows = rows_of(folder)
+    values = [row[keep] for row in rows]
+    kept = folder.results["best_epoch"]
+    assert values[kept] == best(values)
+    assert folder.results["validation_accuracy"] == pytest.approx(rows[kept]["val_accuracy"])
+
+
+@pytest.fixture(scope="module")
+def plain_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return run(tmp_path_factory.mktemp("plain") / "run")
+
+
+def test_seeds_differ_and_repeat(tmp_path: Path, plain_run: RunFolder) -> None:
+    assert same(run(tmp_path / "again"), plain_run)
+    assert not same(run(tmp_path / "other", seed=1), plain_run)
+
+
+def test_the_machine_changes_the_numbers_only_a_little(tmp_path: Path, plain_run: RunFolder) -> None:
+    folder = run(tmp_path / "bf16", machine=Machine(accelerator="cpu", precision="bf16", channels_last=True))
+    assert not same(folder, plain_run)
+    assert abs(folder.results["validation_accuracy"] - plain_run.results["validation_accuracy"]) < 0.2
+    again = run(tmp_path / "plain", machine=Machine(accelerator="cpu", deterministic=True, tensorboard=True))
+    assert same(again, plain_run)
+    assert list((again.path / "tensorboard").glob("events*"))
+
+
+def test_patience_ends_a_run(tmp_path: Path) -> None:
+    folder = run(tmp_path / "run", lr=1e-12, patience=2, epochs=30)
+    assert folder.results["epochs"] < 30
+    accuracy = run(tmp_path / "other", lr=1e-12, patience=2, epochs=30, stop_monitor="val_accuracy")
+    assert accuracy.results["epochs"] == 3
+
+
+class _Killed(BaseException):
+    pass
+
+
+def _interrupt(monkeypatch: pytest.MonkeyPatch, name: str, count: int) -> None:
+    """Stop like a power cut at the ``count``-th write of a file."""
+    from ferattn.training import callbacks
+
+    write, seen = callbacks.write_atomically, []
+
+    def cut(path: Path, content: bytes) -> None:
+        seen.append(path.name == name)
+        if sum(seen) == count and seen[-1]:
+            raise _Killed
+        write(path, content)
+
+    monkeypatch.setattr(callbacks, "write_atomically", cut)
+
+
+SETTINGS = {
+    "plain": {},
+    "plateau": {"schedule": "plateau", "plateau_patience": 0, "lr": 0.05},
+    "averaged": {"ema_decay": 0.8, "augmentation": "strong", "optimizer": "sgd", "schedule": "cosine"},
+    "one-cycle": {"schedule": "one-cycle"},
+    "patient": {"patience": 1, "lr": 0.1, "epochs": 8},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize(("name", "count"), [("best.ckpt", 1), ("last.ckpt", 2), ("metrics.csv", 3)])
+def test_an_interrupted_run_ends_in_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: str, name: str, count: int
+) -> None:
+    changes = {"epochs": 4} | SETTINGS[settings]
+
+    def model() -> nn.Module:
+        return faces.network(norm=True, dropout=0.3)
+
+    whole = run(tmp_path / "whole", model=model(), **changes)
+    with monkeypatch.context() as patch:
+        _interrupt(patch, name, count)
+        try:
+            run(tmp_path / "cut", model=model(), **changes)
+        except _Killed:
+            assert not RunFolder(tmp_path / "cut").finished
+    resumed = run(tmp_path / "cut", model=model(), **changes)
+    assert same(whole, resumed)
+    first, second = ([row | {"seconds": 0.0} for row in rows_of(folder)] for folder in (whole, resumed))
+    assert first == second
+
+
+SCRIPT = """
+import sys, pathlib
+sys.path[:0] = {paths!r}
+from training import test_fitting
+test_fitting.run(pathlib.Path(sys.argv[1]), epochs=40, lr=0.003)
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_moment(tmp_path: Path) -> None:
+    """Kill the process again and again, a little later each time, until it finishes."""
+    script = SCRIPT.format(paths=[str(Path(__file__).parents[1]), *sys.path])
+    whole = run(tmp_path / "whole", epochs=40, lr=0.003)
+    kills = 0
+    for attempt in range(30):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path / "cut")],
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        progress = tmp_path / "cut" / "metrics.csv"
+        seen = progress.stat().st_mtime_ns if progress.exists() else 0
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if progress.exists() and progress.stat().st_mtime_ns != seen and attempt < 4:
+                time.sleep(0.037 * attempt)
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.005)
+        if process.wait() == 0:
+            break
+    assert kills >= 3
+    assert same(whole, RunFolder(tmp_path / "cut"))
+
+
+def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
+    folder = run(tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")}
+    assert run(tmp_path / "run").results == folder.results
+    assert {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")} == before
+
+
+def test_another_config_is_refused_with_the_difference(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    with pytest.raises(InvalidOption, match=r"seed was 0, now 1; recipe\.lr was 0\.01, now 0\.02"):
+        run(tmp_path / "run", lr=0.02, seed=1)
+    changed = replace(faces.parts(), train=faces.faces(64, 7))
+    with pytest.raises(InvalidOption, match=r"sha256\.train"):
+        fit(faces.network(), changed, faces.recipe(), tmp_path / "run", machine=CPU)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("mine")
+    with pytest.raises(InvalidOption, match="not empty and not a run"):
+        run(tmp_path / "full")
+
+
+class _Poisoned(nn.Module):
+    """A network whose output is no number from the given batch on."""
+
+    def __init__(self, healthy: int) -> None:
+        super().__init__()
+        self.inner, self.left = faces.network(), healthy
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.left -= 1
+            if self.left < 0:
+                return self.inner(x) * float("nan")
+        return self.inner(x)
+
+
+def test_nan_stops_with_step_and_rate_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match=r"not finite at step 6 \(epoch 1\), learning rate 0\.01.*kept"):
+        run(tmp_path / "run", model=_Poisoned(6))
+    kept = torch.load(RunFolder(tmp_path / "run").last, weights_only=True)
+    assert kept["epoch"] == 0
+    assert all(torch.isfinite(value).all() for value in kept["state_dict"].values())
+
+
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    move = os.replace
+
+    def full(source, target):
+        if str(target).endswith("last.ckpt"):
+            raise OSError(28, "No space left on device")
+        return move(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(InvalidOption, match=r"last\.ckpt: cannot be written \(No space left"):
+        run(tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("*.part"))
+
+
+def test_class_weights_are_used(tmp_path: Path) -> None:
+    uneven = faces.parts()
+    uneven = replace(uneven, train=uneven.train.subset([row for row in range(64) if row % 4 or row < 16]))
+    made = [
+        fit(faces.network(), uneven, faces.recipe(class_weights=on), tmp_path / str(on), machine=CPU)
+        for on in (False, True)
+    ]
+    assert not same(*made)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"batch_size": 65}, InvalidOption, "only 64 training images"),
+        ({"normalize": "model"}, InvalidOption, "no pretrained_cfg"),
+        ({"layer_decay": 0.5, "optimizer": "adamw"}, InvalidOption, "no group_matcher"),
+        ({"augmentation": "stronk"}, UnknownChoice, "did you mean 'strong'"),
+    ],
+)
+def test_mistakes_are_told_before_training(tmp_path: Path, changes: dict, error: type, said: str) -> None:
+    with pytest.raises(error, match=said):
+        run(tmp_path / "run", **changes)
+
+
+def test_machines_are_checked() -> None:
+    wrong = [({"precision": "fp23"}, "fp32"), ({"devices": 0}, "devices=0"), ({"accelerator": "x"}, "cpu")]
+    for options, said in wrong:
+        with pytest.raises((UnknownChoice, InvalidOption), match=said):
+            Machine(**options)
+
+
+def test_damaged_and_missing_runs_are_told(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with pytest.raises(InvalidInput, match="Is it the folder of a run"):
+        _ = folder.config
+    with pytest.raises(InvalidInput, match="not finished"):
+        _ = folder.results
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InvalidInput, match="damaged"):
+        _ = folder.config
+    (tmp_path / "model.safetensors").write_bytes(b"xx")
+    with pytest.raises(InvalidInput, match="damaged"):
+        folder.load_weights(faces.network())
+    (tmp_path / "p.npz").write_bytes(b"PK")
+    with pytest.raises(InvalidInput, match="no file of predictions"):
+        Predictions.load(tmp_path / "p.npz")
+    (tmp_path / "transform.json").write_text(json.dumps({"kind": "standardize"}))
+    with pytest.raises(InvalidInput, match="damaged"):
+        folder.load_transform()
