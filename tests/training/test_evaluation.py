@@ -10,12 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training import faces
 
 from ferattn.data import AUGMENTATIONS, BatchTransform, views
 from ferattn.errors import InvalidInput
 from ferattn.statistics import wilson
 from ferattn.training import Predictions, evaluate, fit_temperature, pool, predict
+from training import faces
 
 
 def made(n: int = 300, k: int = 4, *, subjects: bool = False, scale: float = 1.0) -> Predictions:
@@ -184,4 +184,3 @@ def test_folds_are_pooled() -> None:
 def test_what_cannot_be_evaluated(changes: dict, said: str) -> None:
     with pytest.raises(InvalidInput, match=said):
         evaluate(replace(made(), **changes))
-

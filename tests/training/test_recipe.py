@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from training import faces
 
 from ferattn.errors import InvalidInput, InvalidOption, UnknownChoice
 from ferattn.training import Recipe, list_recipes, load_page, load_recipe, make_parts
 from ferattn.training.folder import differences
 from ferattn.training.module import make_optimizer
 from ferattn.training.schedule import lr_factor
+from training import faces
 
 
 @pytest.mark.parametrize("name", list_recipes())
