@@ -34,9 +34,9 @@ def evaluate(
     """Accuracy and the rest, each with its interval; test-time views are reported beside the plain figures."""
     import torch
 
-    from ferattn.data import VIEWS, cache, open_dataset
+    from ferattn.data import VIEWS, open_dataset
     from ferattn.errors import InvalidOption, choose
-    from ferattn.training import RunFolder, predict
+    from ferattn.training import RunFolder, predict, store
     from ferattn.training import evaluate as figures_of
 
     choose(VIEWS, tta, "test-time views")
@@ -58,7 +58,7 @@ def evaluate(
     if limit is not None:
         images = images.subset(range(min(limit, len(images))))
     name = f"{images.name} {split}"
-    stored = cache(images, size, channels)
+    stored = store(images, size, channels)
     network.to("cuda" if torch.cuda.is_available() else "cpu")
     plain = predict(network, transform, stored, name=name, batch_size=batch_size)
     report = figures_of(plain, temperature=temperature)

@@ -4,7 +4,7 @@ from ferattn.training.evaluation import evaluate, fit_temperature
 from ferattn.training.fitting import PRECISIONS, Machine, fit
 from ferattn.training.folder import RunFolder
 from ferattn.training.module import FaceClassifier, FaceData
-from ferattn.training.parts import Parts, make_parts
+from ferattn.training.parts import Parts, make_parts, store
 from ferattn.training.predictions import Predictions, pool, predict
 from ferattn.training.recipe import Recipe, RecipePage, list_recipes, load_page, load_recipe
 
@@ -27,4 +27,5 @@ __all__ = [
     "make_parts",
     "pool",
     "predict",
+    "store",
 ]

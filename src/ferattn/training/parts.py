@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ferattn.data import FER2013, CachedDataset, FaceDataset, cache, make_splits, random_split, subject_kfold
+from ferattn.data import CachedDataset, FaceDataset, cache, make_splits, random_split, subject_kfold
 from ferattn.errors import InvalidInput, InvalidOption, choose
 from ferattn.training.recipe import Recipe
 
-__all__ = ["Parts", "make_parts", "picture_size"]
+__all__ = ["Parts", "make_parts", "picture_size", "store"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,10 +75,18 @@ def make_parts(
     empty = [name for name, count in train.counts().items() if not count]
     if empty:
         raise InvalidInput(f"{dataset.name}: no training images of {', '.join(empty)}.")
-    # FER2013's 48 pixels stay as they are and are enlarged on the device.
-    size = None if isinstance(dataset, FER2013) else recipe.size
-    stored = [cache(part, size, recipe.channels) for part in (train, validation, test)]
+    stored = [store(part, recipe.size, recipe.channels) for part in (train, validation, test)]
     return Parts(stored[0], stored[1], stored[2], recipe.select_on, recipe.test_on, honest)
+
+
+def store(dataset: FaceDataset, size: int, channels: int) -> CachedDataset:
+    """Read images into memory, at the size at which they are trained on and tested.
+
+    FER2013's 48 pixels stay as they are, and a transform enlarges them on the device.
+    """
+    if isinstance(dataset, CachedDataset) and dataset.images.shape[1] == channels:
+        return dataset
+    return cache(dataset, None if dataset.name == "FER2013" else size, channels)
 
 
 def picture_size(train: CachedDataset, recipe: Recipe) -> int | None:

@@ -1,0 +1,237 @@
+"""From a folder of images to a trained, evaluated and compared model, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from ferattn.cli import app
+from ferattn.training import Predictions, RunFolder
+from training import faces
+
+FAST = ("--set", "epochs=2", "--set", "batch_size=8", "--accelerator", "cpu", "--no-progress", "--no-tensorboard")
+
+
+def run(*words: object) -> str:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    if result.exit_code not in (0, 2):
+        raise AssertionError(result.output) from result.exception
+    return f"{result.exit_code} {result.output}"
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return faces.folder_of_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "luo"
+    said = run("train", "--recipe", "luo2023", "--model", "cnn_se", "--data", images, "--out", out, *FAST)
+    assert said.startswith("0"), said
+    assert "accuracy" in said
+    return out
+
+
+def test_three_commands(images: Path, trained: Path, tmp_path: Path) -> None:
+    config = RunFolder(trained).config
+    assert (config["model"], config["recipe_name"], config["seed"]) == ("cnn_se", "luo2023", 0)
+    assert config["recipe"]["epochs"] == 2
+    report, logits = tmp_path / "report.json", tmp_path / "p.npz"
+    said = run(
+        "evaluate", "--checkpoint", trained, "--data", images, "--split", "test", "--json", report,
+        "--predictions", logits,
+    )  # fmt: skip
+    assert said.startswith("0"), said
+    content = json.loads(report.read_text())
+    results = RunFolder(trained).results
+    assert content["accuracy"] == results["test"]["accuracy"]
+    assert content["nll"] == pytest.approx(results["test"]["nll"], rel=1e-4)
+    assert content["calibrated"]["temperature"] == results["temperature"]
+    assert Predictions.load(logits).checksum == RunFolder(trained).predictions("test").checksum
+    other = tmp_path / "other"
+    options = ("--recipe", "luo2023", "--model", "cnn", "--data", images, "--out", other, "--seed", 1, *FAST)
+    assert run("train", *options).startswith("0")
+    said = run("compare", trained, other, "--json", tmp_path / "c.json")
+    assert said.startswith("0"), said
+    content = json.loads((tmp_path / "c.json").read_text())
+    a, b = (RunFolder(path).predictions("test").correct for path in (trained, other))
+    assert content["difference"] == pytest.approx(b.mean() - a.mean())
+    assert content["mcnemar"]["only_a"] == (a & ~b).sum()
+    assert "McNemar" in said
+    assert "several seeds" in said
+
+
+def test_views_are_reported_beside_the_plain_figures(images: Path, trained: Path, tmp_path: Path) -> None:
+    plain, flipped = tmp_path / "plain.json", tmp_path / "flip.json"
+    common = ("evaluate", "--model", "cnn_se", "--checkpoint", trained, "--data", images, "--split", "all")
+    assert run(*common, "--json", plain).startswith("0")
+    said = run(*common, "--tta", "flip", "--json", flipped)
+    assert "views: flip" in said
+    assert "views: none" in said
+    first, second = (json.loads(path.read_text()) for path in (plain, flipped))
+    assert second["views"] == "flip"
+    assert second["nll"] != first["nll"]
+    assert second["without_views"]["nll"] == first["nll"]
+    assert "calibrated" not in second  # the temperature was fitted without views
+    said = run(*common, "--tta", "ten-crop", "--limit", 20)
+    assert "20 images, test-time views: ten-crop" in said
+
+
+def test_the_validation_part_is_not_calibrated_with_itself(images: Path, trained: Path, tmp_path: Path) -> None:
+    options = ("--data", images, "--split", "validation", "--json", tmp_path / "v.json")
+    assert run("evaluate", "--checkpoint", trained, *options).startswith("0")
+    content = json.loads((tmp_path / "v.json").read_text())
+    assert "calibrated" not in content
+    assert content["accuracy"] == RunFolder(trained).results["validation_accuracy"]
+
+
+def test_going_on_with_another_config_is_refused(images: Path, trained: Path) -> None:
+    options = ("--recipe", "luo2023", "--model", "cnn_se", "--data", images, "--out", trained)
+    said = run("train", *options, "--set", "lr=0.5", *FAST)
+    assert said.startswith("2")
+    assert "recipe.lr was 0.002, now 0.5" in said
+    assert run("train", *options, *FAST).startswith("0")  # finished: only prints
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--recipe", "lou2023"], "did you mean 'luo2023'"),
+        (["--model", "cnn_see"], "cnn_se"),
+        (["--set", "epocs=3"], "did you mean 'epochs'"),
+        (["--set", "epochs"], "KEY=VALUE"),
+        (["--set", "split=official"], "no official split"),
+        (["--set", "batch_size=100"], "only"),
+        (["--precision", "fp64"], "bf16"),
+        (["--dataset", "fer2031"], "did you mean 'fer2013'"),
+        (["--variant", "x"], "as-published"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--limit", "2"], "limit=2"),
+        (["--fold", "3"], "fold"),
+    ],
+)
+def test_mistakes_end_in_one_line(images: Path, tmp_path: Path, words: list[str], said: str) -> None:
+    options = {"--recipe": "luo2023", "--model": "cnn_se", "--accelerator": "cpu"}
+    options |= {} if words[0] == "--set" else {words[0]: words[1]}
+    extra = words if words[0] == "--set" else []
+    found = run(
+        "train", *(word for pair in options.items() for word in pair), *extra, "--data", images,
+        "--out", tmp_path / "out", "--no-progress", "--no-tensorboard",
+    )  # fmt: skip
+    assert found.startswith("2")
+    assert said in found
+    assert len(found.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--split", "test"], "either --pretrained or --checkpoint"),
+        (["--split", "test", "--checkpoint", "{run}", "--pretrained"], "either"),
+        (["--split", "tset", "--checkpoint", "{run}"], "no official splits"),
+        (["--split", "test", "--checkpoint", "{run}", "--model", "cnn"], "trained cnn_se"),
+        (["--split", "test", "--checkpoint", "nowhere"], "Is it the folder of a run"),
+        (["--split", "test", "--checkpoint", "{run}", "--tta", "tencrop"], "did you mean 'ten-crop'"),
+        (["--split", "test", "--pretrained"], "--model NAME"),
+        (["--split", "test", "--checkpoint", "{run}", "--limit", "1"], "at least 2"),
+    ],
+)
+def test_mistakes_of_evaluate(images: Path, trained: Path, words: list[str], said: str) -> None:
+    found = run("evaluate", "--data", images, *(word.format(run=trained) for word in words))
+    assert found.startswith("2")
+    assert said in found
+
+
+def test_compare_refuses_what_cannot_be_compared(trained: Path, tmp_path: Path) -> None:
+    given = RunFolder(trained).predictions("test")
+    from dataclasses import replace
+
+    replace(given, views="flip").save(tmp_path / "flip.npz")
+    assert "like with like" in run("compare", trained, tmp_path / "flip.npz")
+    said = run("compare", trained / "predictions-validation.npz", trained)
+    assert said.startswith("2")
+    assert "different test sets" in said
+    assert "cannot be read" in run("compare", trained, trained, "--part", "private")
+    (tmp_path / "bad.npz").write_bytes(b"nothing")
+    assert "no file of predictions" in run("compare", tmp_path / "bad.npz", trained)
+
+
+def test_recipes_are_shown() -> None:
+    said = run("recipes")
+    assert "miskow2022" in said
+    assert "super-convergence" in said
+    said = run("recipes", "luo2023")
+    assert "What the paper says" in said
+    assert "lr = 0.002" in said
+    assert "did you mean" in run("recipes", "luo203")
+
+
+def test_recipes_work_on_other_sizes(images: Path, tmp_path: Path) -> None:
+    """Enlarged, in colour, with the averaged weights, ZCA: the ways a run's transform is kept."""
+    cases = {
+        "zca": ("chap2021", ("--set", "augmentation=chap2021", "--set", "size=16")),
+        "strong": ("strong", ("--set", "warmup_epochs=1", "--set", "mix_off_epochs=1", "--set", "channels=3",
+                              "--set", "size=24", "--set", "drop_rate=0.2", "--channels-last")),
+    }  # fmt: skip
+    for name, (recipe, extra) in cases.items():
+        out = tmp_path / name
+        changes = ("--set", "step_epochs=[1]", "--set", "step_factors=[0.1]") if recipe == "chap2021" else ()
+        options = ("--recipe", recipe, "--model", "cnn_eca", "--data", images, "--out", out, *extra, *changes)
+        said = run("train", *options, *FAST)
+        assert said.startswith("0"), said
+        report = tmp_path / f"{name}.json"
+        said = run("evaluate", "--checkpoint", out, "--data", images, "--split", "test", "--json", report)
+        assert said.startswith("0"), said
+        assert json.loads(report.read_text())["accuracy"] == RunFolder(out).results["test"]["accuracy"]
+
+
+@pytest.mark.slow
+def test_fer2013_smoke(fer2013_zip: Path, tmp_path: Path) -> None:
+    options = ("--recipe", "strong", "--model", "cnn_se", "--data", fer2013_zip, "--out", tmp_path / "run")
+    said = run("train", *options, "--limit", 70, "--set", "epochs=2", "--set", "warmup_epochs=1", *FAST[4:])
+    assert said.startswith("0"), said
+    assert RunFolder(tmp_path / "run").config["data"]["honest"]
+    options = ("--data", fer2013_zip, "--split", "private", "--limit", 50, "--json", tmp_path / "r.json")
+    said = run("evaluate", "--checkpoint", tmp_path / "run", *options, "--tta", "ten-crop")
+    assert said.startswith("0"), said
+    assert json.loads((tmp_path / "r.json").read_text())["images"] == 50
+
+
+def _train(images: Path, out: Path, *extra: str) -> RunFolder:
+    environment = dict(os.environ) | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    command = [sys.executable, "-m", "ferattn", "train", "--recipe", "luo2023", "--model", "cnn_se"]
+    command += ["--data", str(images), "--out", str(out), *FAST, *extra]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return RunFolder(out)
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(images: Path, tmp_path: Path) -> None:
+    # SGD: Adam divides by the size of the gradient and so enlarges rounding where there is hardly any.
+    options = ("--set", "optimizer=sgd", "--set", "lr=0.05")
+    one = _train(images, tmp_path / "one", *options)
+    two = _train(images, tmp_path / "two", *options, "--devices", "2")
+    assert two.config["machine"]["devices"] == 2
+    first, second = (load_file(run.path / "model.safetensors") for run in (one, two))
+    for key in first:
+        torch.testing.assert_close(first[key], second[key], rtol=1e-4, atol=1e-5)
+    rows = [np.genfromtxt(run.path / "metrics.csv", delimiter=",", names=True) for run in (one, two)]
+    for column in ("step", "train_loss", "train_accuracy", "val_loss", "val_accuracy"):
+        np.testing.assert_allclose(rows[0][column], rows[1][column], rtol=1e-3, atol=1e-3)
+    assert two.results["test"]["accuracy"] == pytest.approx(one.results["test"]["accuracy"], abs=0.11)

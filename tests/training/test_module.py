@@ -1,0 +1,75 @@
+"""Batches of several processes: every image once an epoch, as many batches in each."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ferattn.errors import InvalidOption
+from ferattn.training import FaceData
+from ferattn.training.module import inverse_frequency
+from training import faces
+
+
+def data_of(rank: int, world: int, train: int, validation: int, batch_size: int) -> FaceData:
+    data = FaceData(faces.faces(train, 1), faces.faces(validation, 2), batch_size=batch_size, seed=5)
+    data.trainer = SimpleNamespace(
+        global_rank=rank, world_size=world, strategy=SimpleNamespace(root_device=torch.device("cpu"))
+    )
+    data.setup("fit")
+    return data
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 4), st.integers(8, 70), st.integers(4, 60), st.integers(1, 3))
+def test_each_image_goes_to_one_process(world: int, train: int, validation: int, share: int) -> None:
+    batch_size = share * world
+    processes = [data_of(rank, world, max(train, batch_size), validation, batch_size) for rank in range(world)]
+    seen = [[batch.indices for batch in data.train_dataloader()] for data in processes]
+    assert len({len(batches) for batches in seen}) == 1
+    assert {len(batch) for batches in seen for batch in batches} <= {share}
+    rows = torch.cat([batch for batches in seen for batch in batches]).tolist()
+    assert len(rows) == len(set(rows)) > len(processes[0].train) - world * (share + 1)
+    checked = [[batch.indices for batch in data.val_dataloader()] for data in processes]
+    assert len({len(batches) for batches in checked}) == 1
+    assert sorted(torch.cat([batch for batches in checked for batch in batches]).tolist()) == list(range(validation))
+
+
+def test_a_step_sees_the_same_images_however_many_processes() -> None:
+    alone = [set(batch.indices.tolist()) for batch in data_of(0, 1, 48, 8, 12).train_dataloader()]
+    pair = [[batch.indices.tolist() for batch in data_of(rank, 2, 48, 8, 12).train_dataloader()] for rank in (0, 1)]
+    assert alone == [set(a) | set(b) for a, b in zip(*pair, strict=True)]
+
+
+def test_numbers_that_do_not_fit() -> None:
+    with pytest.raises(InvalidOption, match="not divisible by the 2 processes"):
+        data_of(0, 2, 30, 8, 9)
+    with pytest.raises(InvalidOption, match="only 30 training images"):
+        data_of(0, 1, 30, 8, 31)
+    with pytest.raises(InvalidOption, match="only 4 validation images"):
+        data_of(0, 5, 30, 4, 5)
+    with pytest.raises(InvalidOption, match="make_loader"):
+        FaceData(faces.faces(8, 1), faces.faces(8, 2), batch_size=2).train_dataloader()
+
+
+def test_rare_classes_weigh_more() -> None:
+    weights = inverse_frequency({"a": 10, "b": 30, "c": 60})
+    counts = torch.tensor([10.0, 30.0, 60.0])
+    assert (weights * counts).tolist() == pytest.approx([100 / 3] * 3)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_is_the_same_run(tmp_path) -> None:
+    from ferattn.training import Machine, fit
+
+    made = [
+        fit(faces.network(), faces.parts(), faces.recipe(ema_decay=0.5), tmp_path / str(on),
+            machine=Machine(accelerator="cpu", compile=on))
+        for on in (False, True)
+    ]  # fmt: skip
+    assert made[0].results["test"]["nll"] == pytest.approx(made[1].results["test"]["nll"], rel=1e-2)
+    assert made[1].config["machine"]["compile"]
