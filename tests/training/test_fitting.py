@@ -60,20 +60,26 @@ def test_a_run_learns_and_leaves_everything_behind(tmp_path: Path) -> None:
     assert not list(folder.path.rglob("*.part"))
 
 
-def test_training_is_what_a_plain_loop_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("decay", [0.0, 0.25])
+def test_training_is_what_a_plain_loop_does(tmp_path: Path, decay: float) -> None:
     """Oracle: PyTorch's Adam in a loop over the same order of images."""
     from ferattn.data import SeededSampler
 
-    folder = run(tmp_path / "run", epochs=1, seed=3)
+    folder = run(tmp_path / "run", epochs=1, seed=3, ema_decay=decay)
     model, train = faces.network(), faces.parts().train
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    optimizer, states = torch.optim.Adam(model.parameters(), lr=0.01), []
     for rows in torch.tensor(list(SeededSampler(64, shuffle=True, seed=3))).split(16):
         loss = nn.functional.cross_entropy(model(train.images[rows] / 255), train.labels[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        states.append({key: value.clone() for key, value in model.state_dict().items()})
+    expected = states[0]
+    for step, state in enumerate(states[1:], 1):
+        keep = min(decay, (1 + step) / (10 + step))
+        expected = {key: keep * expected[key] + (1 - keep) * state[key] for key in state}
     for key, value in weights(folder).items():
-        torch.testing.assert_close(value, model.state_dict()[key])
+        torch.testing.assert_close(value, expected[key])
 
 
 @pytest.mark.parametrize(
@@ -330,6 +336,12 @@ def test_class_weights_are_used(tmp_path: Path) -> None:
 def test_mistakes_are_told_before_training(tmp_path: Path, changes: dict, error: type, said: str) -> None:
     with pytest.raises(error, match=said):
         run(tmp_path / "run", **changes)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InvalidOption, match="there are 0"):
+        run(tmp_path / "run", machine=Machine(accelerator="gpu"))
 
 
 def test_machines_are_checked() -> None:

@@ -10,13 +10,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ferattn.data.atomic import write_atomically
 from ferattn.training.recipe import Recipe
 
-__all__ = ["AtomicCheckpoints", "History", "Plateau"]
+__all__ = ["AtomicCheckpoints", "History", "MovingAverage", "Plateau"]
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -124,3 +124,35 @@ class Plateau(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Kept until there is an optimizer."""
         self._state = state_dict
+
+
+class MovingAverage(WeightAveraging):
+    """An exponential moving average of the weights, which is what is validated and kept.
+
+    The decay grows from 1/10 to its value as min(decay, (1 + step) / (10 + step)), so that the average soon forgets
+    the random start and a short run has a useful one too.
+
+    Args:
+        decay: Share of the average that each step keeps in the end.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self._step = 0
+        super().__init__(multi_avg_fn=self._average)
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        """After every step."""
+        if step_idx is not None:
+            self._step = step_idx
+        return step_idx is not None
+
+    @torch.no_grad()
+    def _average(self, averages: list[torch.Tensor], weights: list[torch.Tensor], count: Any) -> None:
+        del count  # on the GPU: to read it would be to wait for it
+        keep = min(self.decay, (1 + self._step) / (10 + self._step))
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, weights, 1 - keep)
+        else:
+            for average, weight in zip(averages, weights, strict=True):
+                average.copy_(weight)

@@ -13,12 +13,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from torch import nn
 
 from ferattn.data import AUGMENTATIONS, BatchTransform, Standardize, make_mixer, make_transform
 from ferattn.errors import InvalidOption, MissingDependency, choose
-from ferattn.training.callbacks import AtomicCheckpoints, History, Plateau
+from ferattn.training.callbacks import AtomicCheckpoints, History, MovingAverage, Plateau
 from ferattn.training.evaluation import evaluate, fit_temperature
 from ferattn.training.folder import RunFolder
 from ferattn.training.module import FaceClassifier, FaceData, inverse_frequency
@@ -177,8 +177,7 @@ def _trainer(folder: RunFolder, recipe: Recipe, machine: Machine, history: Histo
 
     callbacks: list[Callback] = [history]
     if recipe.ema_decay:
-        # From the first epoch's end on: before, the average would be of little but the random start.
-        callbacks.append(EMAWeightAveraging(decay=recipe.ema_decay))
+        callbacks.append(MovingAverage(recipe.ema_decay))
     if recipe.schedule == "plateau":
         callbacks.append(Plateau(recipe))
     if recipe.patience:
@@ -200,6 +199,8 @@ def _trainer(folder: RunFolder, recipe: Recipe, machine: Machine, history: Histo
     # The best first: the last, from which runs resume, then knows about it.
     callbacks.append(ModelCheckpoint(filename="best", monitor=recipe.keep, mode=mode(recipe.keep), **saving))
     callbacks.append(ModelCheckpoint(filename="last", **saving))
+    if machine.accelerator == "gpu" and machine.devices > torch.cuda.device_count():
+        raise InvalidOption(f"accelerator='gpu', devices={machine.devices}: there are {torch.cuda.device_count()}.")
     return pl.Trainer(
         accelerator=machine.accelerator,
         devices=machine.devices,
