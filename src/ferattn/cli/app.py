@@ -16,6 +16,7 @@ from ferattn.cli.crop import crop
 from ferattn.cli.data import data_app
 from ferattn.cli.evaluate import compare, evaluate
 from ferattn.cli.models import models, show
+from ferattn.cli.study import study
 from ferattn.cli.train import recipes, train
 from ferattn.errors import FerattnError
 
@@ -56,6 +57,7 @@ app.command()(train)
 app.command()(recipes)
 app.command()(evaluate)
 app.command()(compare)
+app.command()(study)
 
 
 def main() -> None:
