@@ -200,3 +200,14 @@ def test_classes_without_training_images_are_told() -> None:
 
 def test_differences_name_their_place() -> None:
     assert differences({"a": {"b": 1}}, {"a": {"b": 1}, "c": 2}) == ["c was None, now 2"]
+
+
+def test_the_page_says_what_the_files_say() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    text = (docs / "recipes.md").read_text(encoding="utf-8")
+    for name in list_recipes():
+        page = load_page(name)
+        assert f"## {name}\n" in text
+        assert all(f"- {topic}: {said}\n" in text for topic, said in (page.says | page.chose).items())
+        tables = [page.settings, *page.datasets.values(), *page.variants.values()]
+        assert all(f"| `{key}` | `{value!r}` |\n" in text for table in tables for key, value in table.items())
