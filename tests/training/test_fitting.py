@@ -369,3 +369,12 @@ def test_damaged_and_missing_runs_are_told(tmp_path: Path) -> None:
     (tmp_path / "transform.json").write_text(json.dumps({"kind": "standardize"}))
     with pytest.raises(InvalidInput, match="damaged"):
         folder.load_transform()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"text"])
+def test_a_damaged_checkpoint_is_told(tmp_path: Path, content: bytes) -> None:
+    folder = run(tmp_path / "run", epochs=1)
+    (folder.path / "results.json").unlink()
+    folder.last.write_bytes(content)
+    with pytest.raises(InvalidInput, match=r"last\.ckpt: the checkpoint cannot be read"):
+        run(tmp_path / "run", epochs=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch import nn
 
 from ferattn.data import AUGMENTATIONS, BatchTransform, Standardize, make_mixer, make_transform
-from ferattn.errors import InvalidOption, MissingDependency, choose
+from ferattn.errors import InvalidInput, InvalidOption, MissingDependency, choose
 from ferattn.training.callbacks import AtomicCheckpoints, History, MovingAverage, Plateau
 from ferattn.training.evaluation import evaluate, fit_temperature
 from ferattn.training.folder import RunFolder
@@ -233,18 +234,28 @@ def _tensorboard(folder: RunFolder) -> Any:
 
 def _stopped_early(folder: RunFolder, recipe: Recipe) -> bool:
     """Whether the last checkpoint is that of a run which had lost its patience: it needs no further epoch."""
-    if not folder.last.exists() or not recipe.patience:
+    if not folder.last.exists():
         return False
-    state = torch.load(folder.last, map_location="cpu", weights_only=True)
+    state = _saved(folder.last)
     waits = [part["wait_count"] for key, part in state["callbacks"].items() if key.startswith("EarlyStopping")]
     return any(wait >= recipe.patience for wait in waits)
 
 
+def _saved(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        raise InvalidInput(
+            f"{path}: the checkpoint cannot be read ({type(error).__name__}); without the folder {path.parent} "
+            "the run begins anew."
+        ) from error
+    return state
+
+
 def _finish(folder: RunFolder, task: FaceClassifier, parts: Parts, recipe: Recipe, seconds: float) -> None:
-    state = torch.load(folder.best, map_location="cpu", weights_only=True)
+    state = _saved(folder.best)
     task.load_state_dict(state["state_dict"])
-    last = torch.load(folder.last, map_location="cpu", weights_only=True)
-    rows = next(part["rows"] for part in last["callbacks"].values() if "rows" in part)
+    rows = next(part["rows"] for part in _saved(folder.last)["callbacks"].values() if "rows" in part)
     folder.keep_weights(task.model, task.transform)
     draw_curves(rows, folder.path / "curves.png")
     validation = predict(task, task.transform, parts.validation, name=f"{parts.validation.name} {parts.select_on}")
