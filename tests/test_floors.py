@@ -13,8 +13,8 @@ PACKAGE = Path(ferattn.__file__).parent
 FLOORS = [
     {"errors", "reference", "entrypoints"},
     {"heads", "kernels"},
-    {"activations", "attention", "sites", "cnn"},
-    {"backbones"},
+    {"activations", "attention", "placements", "cnn"},
+    {"sites", "backbones"},
     {"spec", "weights"},
     {"assembly"},
     {"factory"},
