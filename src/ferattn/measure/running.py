@@ -132,7 +132,7 @@ def prepare(candidate: Candidate) -> Running:
     if module is not None:
         module.to(device)
         if candidate.channels_last:
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            module.to(memory_format=torch.channels_last)
         module.train(candidate.step != "inference")
     forward: Callable[..., Any] = module if module is not None else candidate.run
     if candidate.mode == "compiled":
