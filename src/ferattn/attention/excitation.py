@@ -1,0 +1,106 @@
+"""What SE and CBAM's channel gate share: the pair of layers c -> r -> c, and how an identity start is made."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ferattn.errors import InvalidOption
+
+__all__ = ["IDENTITY_LOGIT", "Excitation", "require_channels", "require_odd_kernel"]
+
+IDENTITY_LOGIT = 6.0
+"""Where an identity start puts a gate's logit: sigmoid(6) = 0.9975, and its slope is still 0.0025, not zero."""
+
+DEFAULT_REDUCTION = 16
+
+
+class Excitation(nn.Module):
+    """The layers c -> r -> c of a channel gate, ``Linear`` on (b, c) so that compilers keep the map's layout.
+
+    Args:
+        channels: Channels of the feature map, c.
+        reduction: Reduction ratio; r = c // reduction. 16 when neither this nor ``reduced_channels`` is given.
+        reduced_channels: r itself, instead of a ratio.
+        bias: Whether both layers have biases.
+        identity_logit: Start with weights of zero and biases of this value in the second layer, so that the
+            gate says sigmoid(identity_logit) everywhere; None for PyTorch's default start.
+
+    Raises:
+        InvalidOption: If r would be below 1 or above c, if both ways of giving r are used, or if an
+            identity start has no bias to sit in.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int | None,
+        reduced_channels: int | None,
+        bias: bool,
+        identity_logit: float | None,
+    ) -> None:
+        super().__init__()
+        self.channels = require_channels(channels)
+        self.reduced_channels = _reduced(channels, reduction, reduced_channels)
+        self.fc1 = nn.Linear(channels, self.reduced_channels, bias=bias)
+        self.fc2 = nn.Linear(self.reduced_channels, channels, bias=bias)
+        if identity_logit is not None:
+            if not bias:
+                raise InvalidOption("identity_init=True needs bias=True: the bias is what holds the gate open.")
+            nn.init.zeros_(self.fc2.weight)
+            nn.init.constant_(self.fc2.bias, identity_logit)
+
+    def extra_repr(self) -> str:
+        """What the block was made for, as ``print(model)`` shows it."""
+        return f"channels={self.channels}, reduced_channels={self.reduced_channels}"
+
+    @property
+    def layers(self) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None]:
+        """Weights and biases in the order in which :mod:`ferattn.reference` takes them."""
+        return self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias
+
+
+def require_channels(channels: int) -> int:
+    """Return ``channels`` if it can be a number of channels.
+
+    Raises:
+        InvalidOption: If it cannot.
+    """
+    if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
+        raise InvalidOption(f"channels must be a whole number of at least 1; got {channels!r}.")
+    return channels
+
+
+def require_odd_kernel(kernel_size: int, name: str) -> int:
+    """Return ``kernel_size`` if a kernel of that size has a middle.
+
+    Raises:
+        InvalidOption: If it is even or below 1.
+    """
+    if isinstance(kernel_size, bool) or not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
+        raise InvalidOption(f"{name} must be an odd whole number (1, 3, 5, ...); got {kernel_size!r}.")
+    return kernel_size
+
+
+def _reduced(channels: int, reduction: int | None, reduced_channels: int | None) -> int:
+    if reduced_channels is not None:
+        if reduction is not None:
+            raise InvalidOption(
+                f"give reduction or reduced_channels, not both; got reduction={reduction!r} and "
+                f"reduced_channels={reduced_channels!r}."
+            )
+        if isinstance(reduced_channels, bool) or not isinstance(reduced_channels, int):
+            raise InvalidOption(f"reduced_channels must be a whole number; got {reduced_channels!r}.")
+        if not 1 <= reduced_channels <= channels:
+            raise InvalidOption(
+                f"reduced_channels must lie between 1 and the block's {channels} channels; got {reduced_channels}."
+            )
+        return reduced_channels
+    ratio = DEFAULT_REDUCTION if reduction is None else reduction
+    if isinstance(ratio, bool) or not isinstance(ratio, int) or not 1 <= ratio <= channels:
+        raise InvalidOption(
+            f"reduction must be a whole number between 1 and the block's {channels} channels; got {ratio!r}. "
+            "Use reduced_channels to set the width itself."
+        )
+    return channels // ratio

@@ -1,0 +1,58 @@
+"""Squeeze-and-excitation: Hu et al. 2018, arXiv 1709.01507, eq. 2-4; Miskow & Altahhan 2022, eq. 1-2.
+
+Differs from timm's ``SEModule``: r = c // reduction exactly (timm rounds up to a multiple of 8), and the layers
+are ``Linear``.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ferattn import reference
+from ferattn.attention.excitation import IDENTITY_LOGIT, Excitation
+
+__all__ = ["SE"]
+
+
+class SE(Excitation):
+    """Squeeze-and-excitation block: x * sigmoid(W2 relu(W1 z)), z the mean of x over h and w.
+
+    It has 2 c r + r + c parameters.
+
+    Args:
+        channels: Channels of the feature map, c.
+        reduction: Reduction ratio, 16 by default; r = c // reduction.
+        reduced_channels: r itself, instead of a ratio.
+        bias: Whether both layers have biases, as in both papers.
+        identity_init: Start with a gate of 0.9975 everywhere, so that a pretrained backbone keeps its function.
+
+    Shape: (b, c, h, w) to (b, c, h, w).
+
+    Raises:
+        InvalidOption: If an option is impossible for this number of channels.
+
+    >>> import torch
+    >>> SE(64)(torch.randn(2, 64, 12, 12)).shape
+    torch.Size([2, 64, 12, 12])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int | None = None,
+        reduced_channels: int | None = None,
+        bias: bool = True,
+        identity_init: bool = False,
+    ) -> None:
+        super().__init__(
+            channels,
+            reduction=reduction,
+            reduced_channels=reduced_channels,
+            bias=bias,
+            identity_logit=IDENTITY_LOGIT if identity_init else None,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gate the feature map ``x``."""
+        return reference.se(x, *self.layers)
