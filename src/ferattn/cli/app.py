@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from ferattn.cli.published import published
 from ferattn.errors import FerattnError
 
 __all__ = ["app", "main"]
@@ -41,6 +42,9 @@ app = typer.Typer(
 @app.callback()
 def _root() -> None:
     """Attention-augmented convolutional backbones for facial emotion recognition."""
+
+
+app.command()(published)
 
 
 def main() -> None:

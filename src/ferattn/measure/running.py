@@ -81,9 +81,7 @@ class Running:
             tensors += [*parameters, *self.module.buffers()]
             tensors += [p.grad for p in parameters if p.grad is not None]
         if self.optimizer is not None:
-            tensors += [
-                v for state in self.optimizer.state.values() for v in state.values() if torch.is_tensor(v)
-            ]
+            tensors += [v for state in self.optimizer.state.values() for v in state.values() if torch.is_tensor(v)]
         return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
 
 
@@ -102,9 +100,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     try:
         wanted = torch.device(device)
     except RuntimeError:
-        raise InvalidOption(
-            f"device {device!r} is none that torch knows; here: auto, {', '.join(there)}"
-        ) from None
+        raise InvalidOption(f"device {device!r} is none that torch knows; here: auto, {', '.join(there)}") from None
     if wanted.type != "cpu" and f"{wanted.type}:{wanted.index or 0}" not in there:
         raise InvalidOption(f"device {str(device)!r} is not on this machine; here: auto, {', '.join(there)}")
     return wanted
@@ -120,12 +116,8 @@ def prepare(candidate: Candidate) -> Running:
     device = _device(candidate, module)
     step = choose(_STEPS, candidate.step, "step")
     capture = choose(_MODES, candidate.mode, "mode")
-    if candidate.step == "training" and (
-        module is None or not any(p.requires_grad for p in module.parameters())
-    ):
-        raise InvalidOption(
-            'step="training" needs a module with trainable parameters; or step="forward_backward"'
-        )
+    if candidate.step == "training" and (module is None or not any(p.requires_grad for p in module.parameters())):
+        raise InvalidOption('step="training" needs a module with trainable parameters; or step="forward_backward"')
     if candidate.mode == "cuda_graph" and device.type != "cuda":
         raise InvalidOption(f'mode="cuda_graph" needs a CUDA device, this runs on {device}')
     inputs = _inputs(candidate.inputs, device, candidate.channels_last)
@@ -153,9 +145,7 @@ def _device(candidate: Candidate, module: nn.Module | None) -> torch.device:
         tensors += [t for t in candidate.inputs if isinstance(t, torch.Tensor)]
     device = tensors[0].device if tensors else torch.device("cpu")
     if device.type == "meta":
-        raise InvalidOption(
-            "the model is on the meta device, where nothing runs; move it, or build it elsewhere"
-        )
+        raise InvalidOption("the model is on the meta device, where nothing runs; move it, or build it elsewhere")
     return device
 
 
@@ -205,9 +195,7 @@ def _autocast(forward: Callable[..., Any], device: torch.device, dtype: torch.dt
 Step = tuple[Callable[[], Any], torch.optim.Optimizer | None]
 
 
-def _inference(
-    forward: Callable[..., Any], module: nn.Module | None, inputs: tuple[torch.Tensor, ...]
-) -> Step:
+def _inference(forward: Callable[..., Any], module: nn.Module | None, inputs: tuple[torch.Tensor, ...]) -> Step:
     def call() -> Any:
         with torch.no_grad():
             return forward(*inputs)
@@ -232,9 +220,7 @@ def _forward_backward(
     return call, None
 
 
-def _training(
-    forward: Callable[..., Any], module: nn.Module | None, inputs: tuple[torch.Tensor, ...]
-) -> Step:
+def _training(forward: Callable[..., Any], module: nn.Module | None, inputs: tuple[torch.Tensor, ...]) -> Step:
     parameters: Iterable[nn.Parameter] = module.parameters() if module is not None else ()
     # A learning rate of zero keeps the weights finite however long the clock runs; the work is the same.
     optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9)

@@ -197,9 +197,7 @@ def time_together(
     return Comparison(timings)
 
 
-def copy_bandwidth(
-    device: str | torch.device = "auto", *, size_bytes: int = 1 << 28, repeats: int = 10
-) -> float:
+def copy_bandwidth(device: str | torch.device = "auto", *, size_bytes: int = 1 << 28, repeats: int = 10) -> float:
     """Bytes per second, read and written, of the best of several device-to-device copies.
 
     Args:
