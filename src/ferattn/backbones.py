@@ -1,0 +1,140 @@
+"""The plain backbones: which there are, and how one is built for a picture's size.
+
+What this file and :mod:`ferattn.sites` know of timm's insides is all that ferattn knows of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import timm
+from timm.models import is_model_in_modules
+from torch import nn
+
+from ferattn.cnn import CNN
+from ferattn.errors import InvalidOption
+from ferattn.heads import FittedHead
+
+__all__ = ["BACKBONES", "build_backbone", "feature_options", "image_size", "is_timm_backbone", "timm_backbones"]
+
+BACKBONES = (
+    "cnn",
+    "vgg16",
+    "vgg19",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnetv2_18",
+    "resnetv2_34",
+    "resnetv2_50",
+    "resnetv2_101",
+    "resnetv2_152",
+)
+"""The first-class backbones: listed, registered with timm, and held to timm's whole contract by the tests."""
+
+_FAMILIES = ("vgg", "resnet", "resnetv2")
+_VGG_REDUCTION = 32
+_VGG_KERNEL = 7  # of the head's first layer for 224-pixel pictures; larger maps keep it
+
+
+def timm_backbones() -> list[str]:
+    """Every VGG, ResNet and ResNetV2 of timm's, by name."""
+    return timm.list_models(module=_FAMILIES)  # type: ignore[no-any-return]
+
+
+def is_timm_backbone(name: str) -> bool:
+    """Whether ``name`` is a VGG, ResNet or ResNetV2 of timm's."""
+    return is_model_in_modules(name, _FAMILIES)  # type: ignore[no-any-return]
+
+
+def image_size(img_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width from one number or two.
+
+    Raises:
+        InvalidOption: If they are not whole numbers of at least 1.
+    """
+    size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    if len(size) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size):
+        raise InvalidOption(f"img_size must be a whole number of pixels, or (height, width); got {img_size!r}.")
+    return size
+
+
+def build_backbone(name: str, img_size: tuple[int, int], **options: Any) -> nn.Module:
+    """A plain backbone with random weights, fitted to a picture's size.
+
+    Residual networks are timm's own, untouched. A VGG of timm's gets a head that fits its feature map; see
+    :class:`ferattn.heads.FittedHead`. Its max-pools round sizes down, as timm's do, but for the last, which
+    rounds up where rounding down would leave a single cell: 48 pixels go 24, 12, 6, 3 and then 2, so the head
+    reads 2x2 cells at 48 and at 80 pixels, as in the published networks.
+
+    Args:
+        name: ``"cnn"``, or a VGG, ResNet or ResNetV2 of timm's.
+        img_size: Height and width of the picture in pixels.
+        **options: Passed to the backbone's constructor.
+
+    Raises:
+        InvalidOption: If the picture is too small for the backbone, or if it does not take an option.
+    """
+    try:
+        if name == "cnn":
+            return CNN(img_size=img_size, **options)
+        if is_model_in_modules(name, ["vgg"]):
+            return _fitted_vgg(name, img_size, **options)
+        model: Any = timm.create_model(name, **options)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise InvalidOption(f"{name} does not take an option it was given: {error}.") from error
+    _require_size(name, img_size, max(info["reduction"] for info in model.feature_info))
+    plain: nn.Module = model
+    return plain
+
+
+def feature_options(name: str) -> dict[str, Any]:
+    """How timm's ``features_only`` wrapper has to take this backbone apart."""
+    if name == "cnn":
+        return {"flatten_sequential": True, "out_indices": (0, 1, 2, 3)}
+    if is_model_in_modules(name, ["vgg"]):
+        return {"flatten_sequential": True, "out_indices": (0, 1, 2, 3, 4, 5)}
+    return {"flatten_sequential": True} if is_model_in_modules(name, ["resnetv2"]) else {}
+
+
+def _fitted_vgg(name: str, img_size: tuple[int, int], **options: Any) -> nn.Module:
+    _require_size(name, img_size, _VGG_REDUCTION)
+    conv_layer: Callable[..., nn.Module] = options.pop("conv_layer", nn.Conv2d)
+
+    def conv(in_channels: int, out_channels: int, kernel_size: int, **arguments: Any) -> nn.Module:
+        if kernel_size == 3:
+            return conv_layer(in_channels, out_channels, kernel_size=kernel_size, **arguments)
+        # The head's layers: replaced below, and 120 M parameters need not be drawn for that.
+        return nn.Conv2d(in_channels, out_channels, kernel_size, **(arguments | {"device": "meta"}))
+
+    model: Any = timm.create_model(name, conv_layer=conv, **options)
+    last_pool = next(module for module in reversed(model.features) if isinstance(module, nn.MaxPool2d))
+    before = [side // (_VGG_REDUCTION // 2) for side in img_size]
+    last_pool.ceil_mode = 3 in before
+    cells = [-(-side // 2) if last_pool.ceil_mode else side // 2 for side in before]
+    stretched = model.pre_logits
+    head = FittedHead(
+        stretched.fc1.in_channels,
+        stretched.fc1.out_channels,
+        stretched.fc2.out_channels,
+        kernel=(min(cells[0], _VGG_KERNEL), min(cells[1], _VGG_KERNEL)),
+        drop_rate=stretched.drop.p,
+        act=options.get("act_layer", nn.ReLU),
+    )
+    like = next(model.parameters())
+    model.pre_logits = head.to(device=like.device, dtype=like.dtype)
+    fitted: nn.Module = model
+    return fitted
+
+
+def _require_size(name: str, img_size: tuple[int, int], smallest: int) -> None:
+    if min(img_size) < smallest:
+        raise InvalidOption(
+            f"img_size must be at least {smallest} pixels on a side for {name}, which halves it "
+            f"{smallest.bit_length() - 1} times; got {img_size[0]}x{img_size[1]}."
+        )

@@ -1,0 +1,150 @@
+"""From a name to a model: ``create_model``, ``list_models``, and the same models under timm's own factory."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import timm
+from timm.models import generate_default_cfgs, get_pretrained_cfg, register_model
+from torch import nn
+
+from ferattn import entrypoints
+from ferattn.assembly import build
+from ferattn.backbones import is_timm_backbone
+from ferattn.errors import InvalidOption, UnknownChoice
+from ferattn.sites import Placement
+from ferattn.spec import ModelSpec, first_class_names
+
+__all__ = ["create_model", "list_models", "register"]
+
+_PLAIN_PREFIX = "ferattn_"
+
+
+def create_model(
+    name: str,
+    pretrained: bool | str = False,
+    *,
+    num_classes: int = 7,
+    in_chans: int = 1,
+    img_size: int | tuple[int, int] = 48,
+    placement: Placement | None = None,
+    attention_options: Mapping[str, Any] | None = None,
+    activation_options: Mapping[str, Any] | None = None,
+    **timm_options: Any,
+) -> nn.Module:
+    """Build a model from its name, ``<backbone>[_<attention>][_<activation>]``.
+
+    Args:
+        name: Such as ``"resnetv2_50_cbam_elu"``; see :func:`list_models`. Any VGG, ResNet or ResNetV2 of timm's
+            can be the backbone. As in timm, ``".tag"`` may follow and choose the weights.
+        pretrained: Load weights: ferattn's own where a model has some, else timm's ImageNet weights for the plain
+            backbone. A string is the tag of the weights, such as ``"a1_in1k"``.
+        num_classes: Outputs of the classifier; 0 for none.
+        in_chans: Channels of the picture.
+        img_size: Height and width of the picture in pixels, or one number for both. VGG and ``cnn`` fit their
+            fully connected layers to it; for residual networks it is what ``timm.data`` is told.
+        placement: Where the blocks go; see :func:`ferattn.attach`. By default the model's usual one.
+        attention_options: Keyword arguments of the block, such as ``{"reduction": 8}``.
+        activation_options: Keyword arguments ``keep`` and ``init`` of :func:`ferattn.swap_activations`.
+        **timm_options: timm's own: ``drop_rate``, ``drop_path_rate``, ``global_pool``, ``features_only``,
+            ``out_indices``, ``pretrained_cfg_overlay``, ``cache_dir``, ``checkpoint_path``, ...
+
+    Returns:
+        A model under timm's contract. ``model.spec`` is the parsed name, ``model.attention_sites`` says where the
+        blocks are, ``model.load_report`` what ``pretrained`` loaded and what is new (None without).
+
+    Raises:
+        UnknownChoice: If a part of the name, a placement or an option does not exist.
+        InvalidOption: If an option is impossible or contradicts the name.
+        NoSite: If the placement finds no site.
+        WeightsMismatch: If there are no such weights, or if they do not fit.
+
+    >>> import torch
+    >>> model = create_model("resnet18_eca_elu")
+    >>> model(torch.randn(2, 1, 48, 48)).shape
+    torch.Size([2, 7])
+    >>> len(model.attention_sites)
+    8
+    """
+    if isinstance(name, str) and (":" in name or "/" in name):
+        raise UnknownChoice(f"{name!r} is no model name; timm.create_model opens saved models, and knows ours.")
+    architecture, _, tag = name.partition(".") if isinstance(name, str) else (name, "", "")
+    if isinstance(pretrained, str):
+        if tag:
+            raise InvalidOption(f"the weights' tag is given twice: in the name {name!r} and as {pretrained!r}.")
+        tag = pretrained
+    known = register(architecture)
+    return timm.create_model(  # type: ignore[no-any-return]
+        f"{known}.{tag}" if tag else known,
+        pretrained=bool(pretrained),
+        num_classes=num_classes,
+        in_chans=in_chans,
+        img_size=img_size,
+        placement=placement,
+        attention_options=None if attention_options is None else dict(attention_options),
+        activation_options=None if activation_options is None else dict(activation_options),
+        **timm_options,
+    )
+
+
+def list_models(filter: str | Sequence[str] = "*") -> list[str]:
+    """The names of the first-class models, those that match a wildcard pattern or one of several.
+
+    Every other VGG, ResNet and ResNetV2 of timm's, and every other activation in ``ACTIVATIONS``, works in
+    :func:`create_model` too.
+
+    >>> list_models("resnetv2_50_cbam*")
+    ['resnetv2_50_cbam', 'resnetv2_50_cbam_relu', 'resnetv2_50_cbam_elu', 'resnetv2_50_cbam_selu']
+    """
+    patterns = [filter] if isinstance(filter, str) else filter
+    return [name for name in first_class_names() if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def register(name: str) -> str:
+    """Make a model known to timm; done already for all of :func:`list_models`.
+
+    Args:
+        name: A model name, ``<backbone>[_<attention>][_<activation>]``.
+
+    Returns:
+        The name under which timm knows it: the same, but for a plain backbone of timm's. timm's own stays as it
+        is, and ours, with its fitted head and its defaults for faces, is ``"ferattn_<backbone>"``.
+
+    Raises:
+        UnknownChoice: If it is no model name.
+    """
+    spec = ModelSpec.parse(name)
+    plain = spec.attention is None and spec.activation is None and is_timm_backbone(spec.backbone)
+    known = f"{_PLAIN_PREFIX}{spec}" if plain else str(spec)
+    if known not in entrypoints.__all__:
+
+        def entrypoint(pretrained: bool = False, **options: Any) -> nn.Module:
+            return build(spec, known, pretrained, **options)
+
+        entrypoint.__name__ = entrypoint.__qualname__ = known
+        entrypoint.__module__ = entrypoints.__name__
+        entrypoint.__doc__ = f"{spec}: see :func:`ferattn.create_model`."
+        entrypoints.default_cfgs.update(generate_default_cfgs({known: _description(spec.backbone)}))
+        setattr(entrypoints, known, entrypoint)
+        register_model(entrypoint)
+    return known
+
+
+def _description(backbone: str) -> dict[str, Any]:
+    """What timm calls a pretrained_cfg, for a model with random weights on FER2013's pictures."""
+    of_timm = get_pretrained_cfg(backbone, allow_unregistered=True) if backbone != "cnn" else None
+    return {
+        "url": "",
+        "num_classes": 7,
+        "input_size": (1, 48, 48),
+        "pool_size": None,
+        "crop_pct": 1.0,
+        "interpolation": "bilinear",
+        "mean": (0.0,),  # all three papers scale by 1/255 and no more
+        "std": (1.0,),
+        "first_conv": "features.0" if of_timm is None else of_timm.first_conv,
+        "classifier": "head.fc" if of_timm is None else of_timm.classifier,
+        "license": "apache-2.0",
+    }

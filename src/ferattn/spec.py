@@ -1,0 +1,86 @@
+"""Model names: ``<backbone>[_<attention>][_<activation>]``, parsed once into a frozen object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+from ferattn.activations import ACTIVATIONS
+from ferattn.attention import ATTENTION
+from ferattn.backbones import BACKBONES, is_timm_backbone, timm_backbones
+from ferattn.errors import UnknownChoice, choose, closest
+
+__all__ = ["ModelSpec", "first_class_names"]
+
+_LISTED_ACTIVATIONS = ("relu", "elu", "selu")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a model name says.
+
+    Attributes:
+        backbone: ``"cnn"``, or a VGG, ResNet or ResNetV2 of timm's.
+        attention: A name from ``ATTENTION``, or None for the plain backbone.
+        activation: A name from ``ACTIVATIONS``, or None for the backbone's own.
+
+    Raises:
+        UnknownChoice: If one of the three does not exist.
+
+    >>> ModelSpec.parse("resnetv2_50_cbam_elu")
+    ModelSpec(backbone='resnetv2_50', attention='cbam', activation='elu')
+    >>> str(ModelSpec("vgg16", activation="selu"))
+    'vgg16_selu'
+    """
+
+    backbone: str
+    attention: str | None = None
+    activation: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.backbone not in BACKBONES and not is_timm_backbone(self.backbone):
+            raise UnknownChoice(_unknown(self.backbone, "backbone", timm_backbones()))
+        if self.attention is not None:
+            choose(ATTENTION, self.attention, "attention")
+        if self.activation is not None:
+            choose(ACTIVATIONS, self.activation, "activation")
+
+    @classmethod
+    def parse(cls, name: str) -> ModelSpec:
+        """Read a name from the right: an activation if there is one, an attention if there is one, the backbone.
+
+        Raises:
+            UnknownChoice: If what is left is no backbone.
+        """
+        if not isinstance(name, str):
+            raise UnknownChoice(_unknown(name, "model", ()))
+        rest, attention, activation = name, None, None
+        head, _, tail = rest.rpartition("_")
+        if head and tail in ACTIVATIONS:
+            rest, activation = head, tail
+            head, _, tail = rest.rpartition("_")
+        if head and tail in ATTENTION:
+            rest, attention = head, tail
+        if rest not in BACKBONES and not is_timm_backbone(rest):
+            raise UnknownChoice(_unknown(name, "model", (*first_class_names(), *timm_backbones())))
+        return cls(rest, attention, activation)
+
+    def __str__(self) -> str:
+        return "_".join(part for part in (self.backbone, self.attention, self.activation) if part)
+
+
+def first_class_names() -> list[str]:
+    """Every first-class backbone with every attention, with its own activation and the papers' three."""
+    return [
+        "_".join(part for part in parts if part)
+        for parts in product(BACKBONES, (None, *ATTENTION), (None, *_LISTED_ACTIVATIONS))
+    ]
+
+
+def _unknown(name: object, what: str, candidates: tuple[str, ...] | list[str]) -> str:
+    match = closest(name, candidates) if isinstance(name, str) else None
+    return (
+        f"unknown {what} {name!r}{f'; did you mean {match!r}?' if match else '.'} "
+        f"A name is <backbone>[_<attention>][_<activation>]; backbones: {', '.join(BACKBONES)}, and any other VGG, "
+        f"ResNet or ResNetV2 of timm's; attention: {', '.join(ATTENTION)}; activations: {', '.join(ACTIVATIONS)}."
+    )

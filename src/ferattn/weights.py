@@ -1,0 +1,135 @@
+"""ImageNet weights of a plain backbone, put into the same backbone with attention, another activation or head.
+
+timm loads the plain model, strictly, with its own code for every source (hub, URL, file, BiT's npz). What it holds
+then goes over key by key, and only parts that the plain model does not have may be missing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from ferattn.errors import WeightsMismatch
+from ferattn.heads import FittedHead, fold_stretch
+
+__all__ = ["LoadReport", "load_backbone_weights"]
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What ``pretrained`` did.
+
+    Attributes:
+        source: Where the weights came from.
+        loaded: State-dict keys that were loaded.
+        adapted: Those of them whose shape was made to fit: the first convolution when the picture does not have
+            three channels, and the first fully connected layer of a VGG for pictures of another size.
+        new: Keys that start from random weights: attention, classifier, and a PReLU's slopes.
+    """
+
+    source: str
+    loaded: tuple[str, ...]
+    adapted: tuple[str, ...]
+    new: tuple[str, ...]
+
+    def __str__(self) -> str:
+        def count(keys: tuple[str, ...]) -> str:
+            return f"{len(keys)} tensor{'' if len(keys) == 1 else 's'}"
+
+        adapted = f" ({', '.join(self.adapted)} adapted)" if self.adapted else ""
+        new = f", {count(self.new)} new ({', '.join(_stems(self.new))})" if self.new else ""
+        return f"{count(self.loaded)} loaded from {self.source}{adapted}{new}"
+
+
+def load_backbone_weights(
+    model: nn.Module,
+    backbone: str,
+    *,
+    in_chans: int,
+    allowed_new: tuple[str, ...],
+    **source: Any,
+) -> tuple[LoadReport, dict[str, Any]]:
+    """Load timm's weights for ``backbone`` into ``model``.
+
+    Args:
+        model: The backbone with attention, activation and head already in place.
+        backbone: The plain backbone's name in timm.
+        in_chans: Channels of the picture; timm folds the first convolution's three into that many.
+        allowed_new: Prefixes of the keys that may be missing from the weights.
+        **source: timm's arguments that choose the weights: ``pretrained_cfg``, ``pretrained_cfg_overlay``,
+            ``cache_dir``.
+
+    Returns:
+        The report, and timm's description of the weights.
+
+    Raises:
+        WeightsMismatch: If there are no such weights or if they do not fit.
+    """
+    plain = _plain_model(backbone, in_chans, source)
+    description: dict[str, Any] = plain.pretrained_cfg  # type: ignore[assignment]
+    classifier = str(description.get("classifier"))
+    own = model.state_dict()
+    weights = {key: value for key, value in plain.state_dict().items() if not key.startswith(f"{classifier}.")}
+    adapted = _first_convolutions(description) if in_chans != 3 else []
+    head = getattr(model, "pre_logits", None)
+    if isinstance(head, FittedHead) and weights["pre_logits.fc1.weight"].shape != head.fc1.weight.shape:
+        weights["pre_logits.fc1.weight"] = fold_stretch(weights["pre_logits.fc1.weight"], head.kernel)
+        adapted.append("pre_logits.fc1.weight")
+    unexpected = sorted(weights.keys() - own.keys())
+    missing = [key for key in own if key not in weights]
+    wrong = [key for key in missing if not key.startswith((f"{classifier}.", *allowed_new))]
+    shapes = [
+        f"{key}: {tuple(weights[key].shape)} against {tuple(own[key].shape)}"
+        for key in weights
+        if key in own and weights[key].shape != own[key].shape
+    ]
+    if unexpected or wrong or shapes:
+        raise WeightsMismatch(
+            f"the weights of {backbone} do not fit this model. "
+            + _listed("Not in the model", unexpected)
+            + _listed("Not in the weights", wrong)
+            + _listed("Other shapes", shapes)
+        )
+    model.load_state_dict(weights, strict=False)
+    report = LoadReport(_source_name(description), tuple(weights), tuple(adapted), tuple(missing))
+    _logger.info("%s: %s", backbone, report)
+    return report, description
+
+
+def _plain_model(backbone: str, in_chans: int, source: Mapping[str, Any]) -> nn.Module:
+    try:
+        # With the weights' own number of classes timm loads strictly.
+        with torch.device("cpu"):
+            return timm.create_model(  # type: ignore[no-any-return]
+                backbone, pretrained=True, in_chans=in_chans, **source
+            )
+    except RuntimeError as error:
+        raise WeightsMismatch(f"no weights for {backbone} could be loaded: {error}") from error
+
+
+def _first_convolutions(description: Mapping[str, Any]) -> list[str]:
+    names = description.get("first_conv") or ()
+    return [f"{name}.weight" for name in ((names,) if isinstance(names, str) else names)]
+
+
+def _source_name(description: Mapping[str, Any]) -> str:
+    return str(description.get("file") or description.get("hf_hub_id") or description.get("url") or "given weights")
+
+
+def _stems(keys: tuple[str, ...]) -> list[str]:
+    """The first few modules that the keys belong to."""
+    modules = list(dict.fromkeys(key.rpartition(".")[0] for key in keys))
+    return [*modules[:3], *(["..."] if len(modules) > 3 else [])]
+
+
+def _listed(what: str, keys: list[str]) -> str:
+    shown = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
+    return f"{what}: {shown}. " if keys else ""
