@@ -4,7 +4,7 @@ The clock is read after the device has finished, inputs are made before it start
 (and compiled) first. Candidates that are compared take turns, round by round, so that a machine that slows
 down slows all of them: ratios are taken within a round, and their median is reported.
 
->>> timing = time(nn.Linear(8, 8), (4, 8), repeats=3, warmup=1, min_sample_ms=0.1)
+>>> timing = time(torch.nn.Linear(8, 8), (4, 8), repeats=3, warmup=1, min_sample_ms=0.1)
 >>> timing.repeats, timing.images_per_s > 0
 (3, True)
 """

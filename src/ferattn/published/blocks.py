@@ -99,7 +99,8 @@ class PooledECA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Gate the feature map ``x``, every channel alike."""
         pooled = x.mean((2, 3)).unsqueeze(2)  # b c 1
-        return x * self.conv(pooled).sigmoid().unsqueeze(3)
+        gate: Tensor = self.conv(pooled).sigmoid().unsqueeze(3)  # b 1 1 1
+        return x * gate
 
 
 # SE has biases on both layers; so has CBAM, with a bias on its 7x7 convolution, no norm, and a spatial gate that

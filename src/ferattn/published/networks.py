@@ -13,7 +13,7 @@ Source: Miskow & Altahhan 2022, arXiv 2410.17740, Tables 2 to 7.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -82,7 +82,7 @@ def build(
     *,
     place: str = "before-fc",
     complete: bool = False,
-    **options: int,
+    attention_options: Mapping[str, int] | None = None,
 ) -> PublishedNetwork:
     """Build a published network, on the current default device.
 
@@ -91,16 +91,17 @@ def build(
         attention: None, ``"se"``, ``"eca"`` or ``"cbam"``.
         place: Where a VGG carries its attention, from ``VGG_PLACES``; residual networks have it in every block.
         complete: Give VGG-19 without attention the convolution that its published count lacks.
-        **options: For the block: ``reduction`` of SE and CBAM, ``kernel_size`` of ECA.
+        attention_options: For the block: ``reduction`` of SE and CBAM, ``kernel_size`` of ECA.
 
     Raises:
         UnknownChoice: If a name is unknown.
         InvalidOption: If an option has no block to go to.
     """
+    options = dict(attention_options or {})
     make = choose(BACKBONES, backbone, "backbone")
     if attention is None:
         if options:
-            raise InvalidOption(f"{', '.join(options)}: there is no attention block to take it")
+            raise InvalidOption(f"attention_options {options!r}: there is no attention block to take them")
         return PublishedNetwork(*make(None, place, complete))
     block = choose(ATTENTION, attention, "attention")
     return PublishedNetwork(*make(lambda channels: block(channels, **options), place, complete))

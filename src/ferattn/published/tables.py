@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Any
 
 import torch
+from torch import nn
 
 from ferattn.factory import create_model
-from ferattn.published.ledger import difference, ledger
+from ferattn.published.ledger import Ledger, difference, ledger
 from ferattn.published.networks import CLASSES, IMAGE, build, published_count
 
 __all__ = ["Row", "printed_figures", "published_tables"]
@@ -80,68 +81,76 @@ def published_tables(progress: Callable[[Row], None] | None = None) -> dict[str,
     Args:
         progress: Called with each row when it is done.
     """
+    tables: dict[str, list[Row]] = {}
+    for entry in _entries():
+        row = _row(entry)
+        tables.setdefault(row.table, []).append(row)
+        if progress is not None:
+            progress(row)
+    return tables
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What a printed row says, and the options and the place that it stands for."""
+
+    table: str
+    backbone: str
+    attention: str | None
+    millions: float
+    option: Mapping[str, int | str] = field(default_factory=dict)
+    attention_options: Mapping[str, int] = field(default_factory=dict)
+    place: str | None = None
+
+
+def _entries() -> Iterator[_Entry]:
     printed = printed_figures()
-    cells: list[tuple[str, str, str | None, dict[str, int | str], dict[str, int], str, float]] = []
     for table, attention, label, option in (
         ("table2", "se", "r", "reduction"),
         ("table3", "eca", "k", "kernel_size"),
         ("table4", "cbam", "r", "reduction"),
     ):
         for row in printed[table]:
-            value = row[label]
-            options = {} if value == "adaptive" else {option: value}
-            cells.append((table, "resnet50", attention, {label: value}, options, "", row["params_millions"]))
+            options = {} if row[label] == "adaptive" else {option: row[label]}
+            yield _Entry(table, "resnet50", attention, row["params_millions"], {label: row[label]}, options)
     for row in printed["table5"]:
         method = row["method"]
-        cells.append(("table5", "vgg16", "se", {"method": method}, {}, METHODS[method], row["params_millions"]))
+        yield _Entry("table5", "vgg16", "se", row["params_millions"], {"method": method}, place=METHODS[method])
     for row in printed["table7"]:
-        place = "before-fc" if row["backbone"].startswith("vgg") else ""
-        cells.append(("table7", row["backbone"], row["attention"], {}, {}, place, row["params_millions"]))
-
-    tables: dict[str, list[Row]] = {}
-    for table, backbone, attention, option, options, place, millions in cells:
-        row = _row(table, backbone, attention, option, options, place, millions)
-        tables.setdefault(table, []).append(row)
-        if progress is not None:
-            progress(row)
-    return tables
+        yield _Entry("table7", row["backbone"], row["attention"], row["params_millions"])
 
 
-def _row(
-    table: str,
-    backbone: str,
-    attention: str | None,
-    option: Mapping[str, int | str],
-    options: dict[str, int],
-    place: str,
-    millions: float,
-) -> Row:
+def _row(entry: _Entry) -> Row:
+    attention, options = entry.attention, entry.attention_options
     with torch.device("meta"):
-        theirs = build(backbone, attention, place=place or "before-fc", **options)
+        theirs = build(entry.backbone, attention, place=entry.place or "before-fc", attention_options=options)
         ours = create_model(
-            f"{backbone}_{attention}" if attention else backbone,
+            f"{entry.backbone}_{attention}" if attention else entry.backbone,
             num_classes=CLASSES,
             in_chans=IMAGE[0],
             img_size=IMAGE[1],
-            placement=OUR_PLACES[place] if place and attention else None,
+            placement=OUR_PLACES[entry.place] if entry.place else None,
             attention_options=options if attention else None,
         )
-    sites = [site.path for site in getattr(ours, "attention_sites", ())]
-    # timm writes these fully connected layers as convolutions in some of its models.
-    dense = ("pre_logits", ours.pretrained_cfg["classifier"])
-    parts = difference(ledger(ours, sites, dense), ledger(theirs, theirs.attention_paths), attention)
     row = Row(
-        table=table,
-        backbone=backbone,
+        table=entry.table,
+        backbone=entry.backbone,
         attention=attention,
-        option=option,
-        published_millions=millions,
+        option=entry.option,
+        published_millions=entry.millions,
         ours=sum(p.numel() for p in ours.parameters()),
         reconstructed=published_count(theirs),
-        difference=parts,
+        difference=difference(_our_ledger(ours), ledger(theirs, theirs.attention_paths), attention),
         note=None,
     )
-    return Row(**{**vars(row), "note": _note(row)})
+    return replace(row, note=_note(row))
+
+
+def _our_ledger(model: nn.Module) -> Ledger:
+    sites: Any = getattr(model, "attention_sites", ())
+    # timm writes some of its fully connected layers as 1x1 convolutions, we those of VGG.
+    cfg: Any = model.pretrained_cfg
+    return ledger(model, [site.path for site in sites], ("pre_logits", cfg["classifier"]))
 
 
 # What is odd about a row
@@ -166,7 +175,7 @@ def _shifted(row: Row) -> str | None:
     if row.table != "table3" or row.agreement != "differs":
         return None
     for kernel_size in (1, 3, 5, 7, 9):
-        smaller = _count("resnet50", "eca", kernel_size=kernel_size)
+        smaller = _count("resnet50", "eca", attention_options={"kernel_size": kernel_size})
         if f"{row.published_millions:.2f}" in (_cut(smaller), f"{smaller / 1e6:.2f}"):
             return f"{row.published_millions:.2f} is what k = {kernel_size} gives ({smaller / 1e6:.4f} M, cut)"
     return None
