@@ -82,7 +82,7 @@ def test_the_parts_are_the_closed_forms(tables: Mapping[str, Sequence[Row]]) -> 
 @pytest.mark.parametrize(
     ("module", "rule", "value", "part"),
     [
-        (networks, "HeightNorm", lambda height: nn.BatchNorm2d(64), "normalisation parameters"),
+        (networks, "HeightNorm", lambda height: blocks.HeightNorm(64), "normalisation parameters"),
         (networks, "BIASED", {"resnet": frozenset(), "resnetv2": frozenset()}, "convolution biases"),
         (blocks, "published_kernel_size", lambda channels: 3, "form of ECA"),
         (networks, "VGG19_PLAIN", (2, 2, 4, 4, 4), "missing convolution"),
