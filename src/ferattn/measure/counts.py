@@ -130,8 +130,9 @@ def count(
     work = OperatorCounter(flops, formulas)
     with _mode_kept(model), torch.inference_mode(False):
         model.eval()
+        image = _images(model, 1, size)
         with torch.no_grad(), flops, work:
-            _forward(model, _images(model, 1, size))
+            _forward(model, image)
         model.train()
         saved_bytes = _saved_bytes(model, 3, size) - _saved_bytes(model, 2, size)
 
