@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from timm.models import build_model_with_cfg, get_pretrained_cfg
+from timm.models import build_model_with_cfg, get_arch_pretrained_cfgs
 from torch import nn
 
 from ferattn.activations import swap_activations
@@ -146,12 +146,16 @@ def _require_count(name: str, value: Any, *, least: int) -> None:
 
 def _has_own_weights(spec: ModelSpec, known: str, pretrained_cfg: Any) -> bool:
     """Whether the weights that timm was asked for are this very model's, and not its backbone's."""
-    if not is_timm_backbone(spec.backbone):
-        return True
-    if pretrained_cfg is None or isinstance(pretrained_cfg, str):
-        registered = get_pretrained_cfg(f"{known}.{pretrained_cfg}" if pretrained_cfg else known)
-        return bool(registered is not None and registered.has_weights)
-    return bool(_as_dict(pretrained_cfg).get("architecture") == known)
+    if not (pretrained_cfg is None or isinstance(pretrained_cfg, str)):
+        return not is_timm_backbone(spec.backbone) or _as_dict(pretrained_cfg).get("architecture") == known
+    own = {cfg.tag or "": cfg for cfg in get_arch_pretrained_cfgs(known).values()}
+    of_timm = get_arch_pretrained_cfgs(spec.backbone) if is_timm_backbone(spec.backbone) else {}
+    of_backbone = {cfg.tag or "" for cfg in of_timm.values()}
+    tag = pretrained_cfg or ""
+    if tag and tag not in own and tag not in of_backbone:
+        tags = sorted((set(own) | of_backbone) - {""})
+        raise UnknownChoice(f"unknown weights {tag!r} for {spec}. Options: {', '.join(tags) or 'none'}.")
+    return not of_backbone or (tag in own and bool(own[tag].has_weights))
 
 
 def _as_dict(pretrained_cfg: Any) -> dict[str, Any]:

@@ -5,15 +5,16 @@ What this file and :mod:`ferattn.sites` know of timm's insides is all that ferat
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import timm
-from timm.models import is_model_in_modules
+from timm.models import VGG, ResNet, ResNetV2, is_model_in_modules
 from torch import nn
 
 from ferattn.cnn import CNN
-from ferattn.errors import InvalidOption
+from ferattn.errors import InvalidOption, UnknownChoice, closest
 from ferattn.heads import FittedHead
 
 __all__ = ["BACKBONES", "build_backbone", "feature_options", "image_size", "is_timm_backbone", "timm_backbones"]
@@ -76,7 +77,8 @@ def build_backbone(name: str, img_size: tuple[int, int], **options: Any) -> nn.M
         **options: Passed to the backbone's constructor.
 
     Raises:
-        InvalidOption: If the picture is too small for the backbone, or if it does not take an option.
+        InvalidOption: If the picture is too small for the backbone.
+        UnknownChoice: If the backbone does not take an option.
     """
     try:
         if name == "cnn":
@@ -85,9 +87,15 @@ def build_backbone(name: str, img_size: tuple[int, int], **options: Any) -> nn.M
             return _fitted_vgg(name, img_size, **options)
         model: Any = timm.create_model(name, **options)
     except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
+        known = _constructor_options(name)
+        unknown = [option for option in options if option not in known]
+        if not unknown:
             raise
-        raise InvalidOption(f"{name} does not take an option it was given: {error}.") from error
+        match = closest(unknown[0], known)
+        raise UnknownChoice(
+            f"unknown option {unknown[0]!r} of {name}{f'; did you mean {match!r}?' if match else '.'} "
+            f"Options: {', '.join(known)}."
+        ) from error
     _require_size(name, img_size, max(info["reduction"] for info in model.feature_info))
     plain: nn.Module = model
     return plain
@@ -100,6 +108,12 @@ def feature_options(name: str) -> dict[str, Any]:
     if is_model_in_modules(name, ["vgg"]):
         return {"flatten_sequential": True, "out_indices": (0, 1, 2, 3, 4, 5)}
     return {"flatten_sequential": True} if is_model_in_modules(name, ["resnetv2"]) else {}
+
+
+def _constructor_options(name: str) -> list[str]:
+    families = {"vgg": VGG, "resnet": ResNet, "resnetv2": ResNetV2}
+    of_name = next((made for module, made in families.items() if is_model_in_modules(name, [module])), CNN)
+    return [option for option in inspect.signature(of_name).parameters if option not in ("cfg", "block", "layers")]
 
 
 def _fitted_vgg(name: str, img_size: tuple[int, int], **options: Any) -> nn.Module:

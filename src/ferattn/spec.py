@@ -62,7 +62,8 @@ class ModelSpec:
         if head and tail in ATTENTION:
             rest, attention = head, tail
         if rest not in BACKBONES and not is_timm_backbone(rest):
-            raise UnknownChoice(_unknown(name, "model", (*first_class_names(), *timm_backbones())))
+            candidates = _reordered(name) or (*first_class_names(), *timm_backbones())
+            raise UnknownChoice(_unknown(name, "model", candidates))
         return cls(rest, attention, activation)
 
     def __str__(self) -> str:
@@ -75,6 +76,17 @@ def first_class_names() -> list[str]:
         "_".join(part for part in parts if part)
         for parts in product(BACKBONES, (None, *ATTENTION), (None, *_LISTED_ACTIVATIONS))
     ]
+
+
+def _reordered(name: str) -> list[str]:
+    """The name with its tokens in the right order, if that is all that was wrong: ``resnet50_elu_cbam``."""
+    tokens = name.split("_")
+    attention = [token for token in tokens if token in ATTENTION]
+    activation = [token for token in tokens if token in ACTIVATIONS]
+    backbone = "_".join(token for token in tokens if token not in (*attention, *activation))
+    if len(attention) > 1 or len(activation) > 1 or (backbone not in BACKBONES and not is_timm_backbone(backbone)):
+        return []
+    return ["_".join((backbone, *attention, *activation))]
 
 
 def _unknown(name: object, what: str, candidates: tuple[str, ...] | list[str]) -> str:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from ferattn.cli.models import models, show
 from ferattn.cli.published import published
 from ferattn.errors import FerattnError
 
@@ -44,6 +45,8 @@ def _root() -> None:
     """Attention-augmented convolutional backbones for facial emotion recognition."""
 
 
+app.command()(models)
+app.command()(show)
 app.command()(published)
 
 
