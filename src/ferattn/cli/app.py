@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from ferattn.cli.bench import bench
 from ferattn.cli.models import models, show
 from ferattn.cli.published import published
 from ferattn.errors import FerattnError
@@ -48,6 +49,7 @@ def _root() -> None:
 app.command()(models)
 app.command()(show)
 app.command()(published)
+app.command()(bench)
 
 
 def main() -> None:
