@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import timm.layers
 import torch
+from timm.layers import EcaModule, SEModule
+from timm.layers.cbam import CbamModule
 from torch import Tensor, nn
 
 from ferattn.attention import ATTENTION, CBAM, ECA, SE
@@ -67,9 +68,9 @@ class _Shape:
 
     @property
     def key(self) -> str:
-        step = "forward_backward" if self.training else "inference"
-        layout = "channels_last" if self.channels_last else "contiguous"
-        return f"{self.attention} {self.channels}x{self.side}x{self.side} at {self.img_size}, {step}, {layout}"
+        step = "f+b" if self.training else "f"
+        layout = "NHWC" if self.channels_last else "NCHW"
+        return f"{self.attention} {self.channels}x{self.side}x{self.side} {self.img_size}px {step} {layout}"
 
 
 def twins(attention: str, channels: int) -> tuple[nn.Module, nn.Module]:
@@ -79,18 +80,18 @@ def twins(attention: str, channels: int) -> tuple[nn.Module, nn.Module]:
         InvalidInput: If they do not compute the same, to rounding.
     """
     r = channels // REDUCTION
-    layers: Any = timm.layers
     ours: Any
+    theirs: Any
     if attention == "se":
-        ours, theirs = SE(channels, reduced_channels=r), layers.SEModule(channels, rd_channels=r)
+        ours, theirs = SE(channels, reduced_channels=r), SEModule(channels, rd_channels=r)
         pairs = [(theirs.fc1, ours.fc1), (theirs.fc2, ours.fc2)]
     elif attention == "eca":
         ours = ECA(channels)
-        theirs = layers.EcaModule(kernel_size=ours.kernel_size)  # given channels, timm would choose its own size
+        theirs = EcaModule(kernel_size=ours.kernel_size)  # given channels, timm would choose its own size
         pairs = [(theirs.conv, ours.conv)]
     elif attention == "cbam":
         ours = CBAM(channels, reduced_channels=r, bias=False, spatial="norm")
-        theirs = layers.CbamModule(channels, rd_channels=r)
+        theirs = CbamModule(channels, rd_channels=r)
         pairs = [
             (theirs.channel.fc1, ours.channel.fc1),
             (theirs.channel.fc2, ours.channel.fc2),

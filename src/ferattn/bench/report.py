@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from rich.table import Table
 
 from ferattn.errors import InvalidOption, MissingDependency
 
-__all__ = ["as_markdown", "cells", "columns", "new_table", "plot"]
+__all__ = ["as_markdown", "columns", "lines", "new_table", "plot", "require_plot"]
 
 Row = Mapping[str, Any]
 
@@ -20,41 +21,45 @@ SPREAD = "x: speed over the first of its group, paired by rounds; ±: half the d
 """What the columns mean."""
 
 _MODEL_COLUMNS = ("model", "M par.", "GFLOPs", "images/s", "ms", "MiB", "x plain")
-_BLOCK_COLUMNS = ("block", "ms", "MiB", "x first", "of copy")
 _LOOKS = {None: ("o", "0.35"), "se": ("s", "tab:blue"), "eca": ("^", "tab:green"), "cbam": ("D", "tab:red")}
 
 
-def columns(suite: str) -> tuple[str, ...]:
-    """Headings of a suite's table."""
-    return _MODEL_COLUMNS if suite == "models" else _BLOCK_COLUMNS
-
-
-def cells(suite: str, row: Row) -> tuple[str, ...]:
-    """A row as text, one string for each heading."""
-    ok = row["status"] == "ok"
-    milliseconds = _milliseconds(row) if ok else "no memory"
-    peak = f"{row['peak_bytes'] / 2**20:.0f}" if ok and row["peak_bytes"] is not None else "-"
-    ratio = _ratio(row) if ok else "-"
+def columns(suite: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Headings of a suite's table; ``names`` are those of the cases in one group."""
     if suite == "models":
-        return (
-            row["name"],
-            f"{row['parameters'] / 1e6:.2f}",
-            f"{row['flops'] / 1e9:.3f}",
-            f"{row['images_per_s']:.0f}" if ok else "-",
-            milliseconds,
-            peak,
-            ratio,
-        )
-    share = row.get("share_of_copy")
-    return row["name"], milliseconds, peak, ratio, "-" if share is None else f"{share:.0%}"
+        return _MODEL_COLUMNS
+    return ("group", f"{names[0]} ms", *(f"{name} x" for name in names[1:]), "of copy")
 
 
-def new_table(suite: str, title: str) -> Table:
+def lines(suite: str, rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """The rows of one group as text: a line for each model, but one line for all ways to run a block."""
+    if suite == "models":
+        return [_model_line(row) for row in rows]
+    first, *others = rows
+    time = _milliseconds(first) if first["status"] == "ok" else "no memory"
+    return [(first["group"], time, *(_short_ratio(row) for row in others), _best_share(rows))]
+
+
+def new_table(suite: str, title: str, names: Sequence[str]) -> Table:
     """An empty table for a terminal, 80 columns wide when full."""
     table = Table(title=title, title_justify="left", caption=SPREAD, caption_justify="left", box=SIMPLE_HEAD)
-    for index, heading in enumerate(columns(suite)):
+    for index, heading in enumerate(columns(suite, names)):
         table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=index == 0)
     return table
+
+
+def _model_line(row: Row) -> tuple[str, ...]:
+    ok = row["status"] == "ok"
+    known = ok and row["peak_bytes"] is not None
+    return (
+        row["name"],
+        f"{row['parameters'] / 1e6:.2f}",
+        f"{row['flops'] / 1e9:.3f}",
+        f"{row['images_per_s']:.0f}" if ok else "-",
+        _milliseconds(row) if ok else "no memory",
+        f"{row['peak_bytes'] / 2**20:.0f}" if known else "-",
+        _ratio(row) if ok else "-",
+    )
 
 
 def as_markdown(record: Mapping[str, Any]) -> str:
@@ -63,7 +68,7 @@ def as_markdown(record: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {value}" for name, value in environment["versions"].items() if value)
     device = environment["device"]
     threads = f", {device['threads']} threads" if "threads" in device else ""
-    lines = [
+    text = [
         f"`{record['command']}`",
         "",
         f"{device['name']}{threads}; {versions}; commit {(environment['commit'] or 'unknown')[:12]}; "
@@ -73,10 +78,23 @@ def as_markdown(record: Mapping[str, Any]) -> str:
         "",
     ]
     if record["copy_bytes_per_s"]:
-        lines += [f"Copy bandwidth, measured in the same run: {record['copy_bytes_per_s'] / 1e9:.1f} GB/s.", ""]
-    lines += _model_tables(record["rows"]) if suite == "models" else _block_tables(record["rows"])
-    lines += [f"- {note}." for note in record["notes"]]
-    return "\n".join(lines).rstrip() + "\n"
+        text += [f"Copy bandwidth, measured in the same run: {record['copy_bytes_per_s'] / 1e9:.1f} GB/s.", ""]
+    text += _model_tables(record["rows"]) if suite == "models" else _block_tables(record["rows"])
+    text += [f"- {note}." for note in record["notes"]]
+    return "\n".join(text).rstrip() + "\n"
+
+
+def require_plot(path: Path) -> None:
+    """Complain now, and not after minutes of work, about a plot that cannot be drawn.
+
+    Raises:
+        InvalidOption: If the ending is none that is offered.
+        MissingDependency: If matplotlib is not installed.
+    """
+    if path.suffix.lower() not in (".svg", ".png", ".pdf"):
+        raise InvalidOption(f"--plot {str(path)!r}: end the name in .svg, .png or .pdf")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingDependency('--plot needs matplotlib: pip install "ferattn[train]"')
 
 
 def plot(record: Mapping[str, Any], path: Path) -> None:
@@ -87,17 +105,16 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
         path: A file whose ending says the format: .svg, .png or .pdf.
 
     Raises:
-        InvalidOption: If there is nothing to draw, or the ending is none that matplotlib knows.
+        InvalidOption: If there is nothing to draw, or the ending is none that is offered.
         MissingDependency: If matplotlib is not installed.
     """
     rows = [row for row in record["rows"] if row["status"] == "ok" and "flops" in row]
     if not rows:
         raise InvalidOption("nothing to draw: only rows of whole models have a cost and a throughput")
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingDependency('a plot needs matplotlib: pip install "ferattn[train]"') from None
+    require_plot(path)
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     with rc_context({"svg.hashsalt": "ferattn", "svg.fonttype": "none"}):
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         axes = figure.add_subplot()
@@ -118,9 +135,7 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
         axes.set_title(record["environment"]["device"]["name"], fontsize=9)
         axes.grid(visible=True, which="both", alpha=0.3)
         axes.legend(fontsize=8)
-        kind = path.suffix.lstrip(".").lower()
-        if kind not in figure.canvas.get_supported_filetypes():
-            raise InvalidOption(f"--plot {str(path)!r}: end the name in .svg, .png or .pdf")
+        kind = path.suffix[1:].lower()
         part = path.with_name(f".{path.name}.part")
         try:
             figure.savefig(part, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
@@ -135,29 +150,29 @@ def _ratio(row: Row) -> str:
         return "-"
     if row["name"] == row["yardstick"]:
         return "1"
-    return f"{ratio['median']:.2f} ±{(ratio['high'] - ratio['low']) / 2:.2f}"
+    return f"{ratio['median']:.2f}±{(ratio['high'] - ratio['low']) / 2:.2f}"
 
 
 def _milliseconds(row: Row) -> str:
     digits = max(0, 2 - math.floor(math.log10(row["median_ms"])))
-    return f"{row['median_ms']:.{digits}f} ±{(row['high_ms'] - row['low_ms']) / 2:.{digits}f}"
+    return f"{row['median_ms']:.{digits}f}±{(row['high_ms'] - row['low_ms']) / 2:.{digits}f}"
 
 
 def _model_tables(rows: Sequence[Row]) -> list[str]:
-    lines = []
+    text = []
     for size, members in _grouped(rows, "img_size"):
         first = members[0]
         how = f"{first['step']}, {first['mode']}, {first['memory_format']}, {first['dtype']}, batch {first['batch']}"
-        lines += [f"{size} pixels, {how}:", "", *_table(columns("models"), [cells("models", row) for row in members])]
-    return lines
+        text += [f"{size} pixels, {how}:", "", *_table(_MODEL_COLUMNS, map(_model_line, members))]
+    return text
 
 
 def _block_tables(rows: Sequence[Row]) -> list[str]:
     """One table per block: maps down, and for every way to run it its speed over the yardstick."""
-    lines = []
+    text = []
     for attention, members in _grouped(rows, "attention"):
         names = list(dict.fromkeys(row["name"] for row in members))
-        headings = ("pixels", "map", "step", "layout", f"{names[0]}, ms", *(f"{name}, x" for name in names[1:]))
+        headings = ("pixels", "map", "step", "layout", *columns("blocks", names)[1:])
         body = []
         for _, group in _grouped(members, "group"):
             by_name = {row["name"]: row for row in group}
@@ -171,17 +186,24 @@ def _block_tables(rows: Sequence[Row]) -> list[str]:
                     "NCHW" if first["memory_format"] == "contiguous" else "channels_last",
                     _milliseconds(first) if first["status"] == "ok" else "no memory",
                     *(_short_ratio(row) for row in times[1:]),
+                    _best_share(group),
                 )
             )
-        lines += [f"### {attention.upper()}, batch {members[0]['batch']}, {members[0]['dtype']}", ""]
-        lines += _table(headings, body)
-    return lines
+        text += [f"### {attention.upper()}, batch {members[0]['batch']}, {members[0]['dtype']}", ""]
+        text += _table(headings, body)
+    return text
 
 
 def _short_ratio(row: Row | None) -> str:
     if row is None or row["status"] != "ok" or row["ratio"] is None:
         return "-"
     return f"{row['ratio']['median']:.2f}"
+
+
+def _best_share(rows: Sequence[Row]) -> str:
+    """The share of the copy bandwidth that the fastest case reaches, counting only the bytes it cannot avoid."""
+    shares = [row["share_of_copy"] for row in rows if row.get("share_of_copy") is not None]
+    return f"{max(shares):.0%}" if shares else "-"
 
 
 def _grouped(rows: Iterable[Row], column: str) -> list[tuple[Any, list[Row]]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +23,7 @@ QUICK_BUDGET_S = 8.0
 
 
 def bench(
+    context: typer.Context,
     names: Annotated[
         list[str] | None,
         typer.Argument(
@@ -80,6 +80,8 @@ def bench(
         raise InvalidOption("--quick chooses the models itself; leave out either it or the names")
     if plot is not None and suite != "models":
         raise InvalidOption("--plot draws whole models; blocks have tables")
+    if plot is not None:
+        report.require_plot(plot)
     where = resolve_device(device)
     request = suites.Request(
         names=models.quick_names() if quick else given,
@@ -98,7 +100,7 @@ def bench(
     )
     choose(suites.DTYPES, dtype, "dtype")
     groups = list(suites.SUITES[suite](request))
-    record = suites.new_record(suite, request, where, shlex.join(["ferattn", *sys.argv[1:]]))
+    record = suites.new_record(suite, request, where, _command(context))
     if json is not None and json.exists() and not overwrite:
         record = suites.resume(suites.read_record(json), record, json)
     if suite == "models":
@@ -111,7 +113,7 @@ def bench(
             write_text(json, dumps(record, indent=1) + "\n")
 
     console = Console()
-    watcher = _Live(console, suite, str(where), len(groups))
+    watcher = _Live(console, suite, str(where), groups)
     with watcher:
         suites.run(groups, request, record, save, watcher)
     for note in record["notes"]:
@@ -123,10 +125,25 @@ def bench(
         report.plot(record, plot)
 
 
+def _command(context: typer.Context) -> str:
+    """What was typed, without the files that were to be written."""
+    words = ["ferattn", "bench", *(context.params["names"] or ())]
+    for parameter in context.command.params:
+        name, value = parameter.name or "", context.params.get(parameter.name or "")
+        if name in ("names", "json", "markdown", "plot", "overwrite") or value in (None, [], (), parameter.default):
+            continue
+        if isinstance(value, bool):
+            words += parameter.opts[:1] if value else parameter.secondary_opts[:1]
+        else:
+            for item in value if isinstance(value, (list, tuple)) else (value,):
+                words += [parameter.opts[0], str(item)]
+    return shlex.join(words)
+
+
 class _Live:
     """The table that grows while the run goes on, with a bar below it."""
 
-    def __init__(self, console: Console, suite: str, device: str, groups: int) -> None:
+    def __init__(self, console: Console, suite: str, device: str, groups: Sequence[Group]) -> None:
         from rich.console import Group as Stack
         from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -134,9 +151,10 @@ class _Live:
         from ferattn.bench.report import new_table
 
         self.suite = suite
-        self.table = new_table(suite, f"{suite} on {device}")
+        names = [case.name for case in groups[0].cases]
+        self.table = new_table(suite, f"{suite} on {device}", names)
         self.bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.task = self.bar.add_task("starting", total=groups)
+        self.task = self.bar.add_task("starting", total=len(groups))
         self.live = Live(Stack(self.table, self.bar), console=console, refresh_per_second=4)
 
     def __enter__(self) -> None:
@@ -152,11 +170,10 @@ class _Live:
 
     def rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add the rows of a group."""
-        from ferattn.bench.report import cells
+        from ferattn.bench.report import lines
 
-        if self.suite != "models":
-            self.table.add_row(rows[0]["group"], style="bold")
-        for row in rows:
-            self.table.add_row(*cells(self.suite, row), style=None if row["status"] == "ok" else "red")
-        self.table.add_section()
+        for line in lines(self.suite, rows):
+            self.table.add_row(*line)
+        if self.suite == "models":
+            self.table.add_section()
         self.bar.advance(self.task)
