@@ -194,7 +194,7 @@ def test_only_runs_of_one_kind_share_a_file(tmp_path: Path) -> None:
         resume(old, new_record("blocks", request, torch.device("cpu"), ""), tmp_path)
     other = copy.deepcopy(old)
     other["environment"]["versions"]["torch"] = "1.0"
-    with pytest.raises(InvalidOption, match="environment versions torch: '1.0'"):
+    with pytest.raises(InvalidOption, match=r"environment versions torch: '1\.0'"):
         resume(other, old, tmp_path)
 
 

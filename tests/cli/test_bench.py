@@ -29,6 +29,7 @@ def test_a_run_writes_record_page_and_plot_and_goes_on(tmp_path: Path) -> None:
     assert "resnet18_se" in shown
     data = json.loads(record.read_text())
     jsonschema.validate(data, schema())
+    assert data["command"] == "ferattn bench resnet18_se --batch 2 --warmup 1 --repeats 3 --budget 0.5"
     assert [row["name"] for row in data["rows"]] == ["resnet18", "resnet18_se"]
     assert f"| resnet18_se | {data['rows'][1]['parameters'] / 1e6:.2f} |" in page.read_text()
     assert "GFLOPs per image" in plot.read_text()
@@ -54,6 +55,8 @@ def test_blocks(tmp_path: Path) -> None:
     data = json.loads(record.read_text())
     jsonschema.validate(data, schema())
     assert len(data["rows"]) == 4 * 2
+    assert "blocks eca" in data["command"]
+    assert "--img-size 48 --no-compile --no-channels-last --no-train" in data["command"]
     assert data["copy_bytes_per_s"] > 0
     assert all(row["share_of_copy"] > 0 for row in data["rows"])
     assert "### ECA, batch 2, float32" in page.read_text()
