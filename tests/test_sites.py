@@ -1,0 +1,349 @@
+"""Placements: where blocks land, that nothing of the backbone is renamed, and that failing changes nothing."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from functools import partial
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from ferattn import CBAM, ECA, SE, attach
+from ferattn.backbones import build_backbone
+from ferattn.errors import InvalidOption, NoSite, UnknownChoice
+from ferattn.sites import PLACEMENTS, default_placement
+
+# Sites by backbone and placement; what is not here must raise.
+COUNTS = {
+    "resnet18": {
+        "residual": 8, "residual-last": 1, "residual-first-conv": 8, "stem-and-last": 2, "stage": 4,
+    },
+    "resnet50": {
+        "residual": 16, "residual-last": 1, "residual-first-conv": 16, "stem-and-last": 2, "stage": 4,
+    },
+    "resnet26t": {
+        "residual": 8, "residual-last": 1, "residual-first-conv": 8, "stem-and-last": 2, "stage": 4,
+    },
+    "resnetv2_18": {
+        "residual": 8, "residual-last": 1, "residual-first-conv": 8, "stem-and-last": 2, "stage": 4,
+    },
+    "resnetv2_50": {
+        "residual": 16, "residual-last": 1, "residual-first-conv": 16, "stem-and-last": 2, "stage": 4,
+    },
+    "resnetv2_50x1_bit": {
+        "residual": 16, "residual-last": 1, "residual-first-conv": 16, "stem-and-last": 2, "stage": 4,
+    },
+    "vgg16": {"before-fc": 1, "before-fc-add": 1, "conv": 13, "stage": 5, "pool": 5},
+    "vgg19_bn": {"before-fc": 1, "before-fc-add": 1, "conv": 16, "stage": 5, "pool": 5},
+}  # fmt: skip
+
+
+def _meta(name: str) -> nn.Module:
+    with torch.device("meta"):
+        return timm.create_model(name, in_chans=1, num_classes=7)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("name", COUNTS)
+def test_placements_find_their_sites_and_rename_nothing(name: str, placement: str) -> None:
+    model = _meta(name)
+    keys = list(model.state_dict())
+    expected = COUNTS[name].get(placement)
+    if expected is None:
+        with pytest.raises(NoSite, match=f"placement '{placement}' finds no site in .*Placements with sites here: "):
+            attach(model, CBAM, placement)
+        assert list(model.state_dict()) == keys
+        assert not hasattr(model, "attention_sites")
+        return
+    sites = attach(model, CBAM, placement)
+    assert len(sites) == expected
+    assert model.attention_sites == sites
+    new = set(model.state_dict()) - set(keys)
+    assert set(keys) <= set(model.state_dict())
+    for site in sites:
+        block = model.get_submodule(site.path)
+        assert isinstance(block, CBAM)
+        assert block.channel.channels == site.channels
+        assert f"{site.path}.channel.fc1.weight" in new
+    assert all(key.startswith(tuple(site.path for site in sites)) for key in new)
+    assert model(torch.empty(2, 1, 64, 64, device="meta")).shape == (2, 7)
+
+
+class _Recorder(nn.Module):
+    """Stands in for a block: keeps what it saw, and halves it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(x)
+        return x / 2
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet26", "resnetv2_18", "resnetv2_50"])
+def test_residual_is_on_the_branch_before_the_addition(name: str) -> None:
+    model = timm.create_model(name, in_chans=1, num_classes=7).eval()
+    sites = attach(model, _Recorder, "residual")
+    path = sites[1].path.rpartition(".se")[0] or sites[1].path.rpartition(".drop_path")[0]
+    block = model.get_submodule(path)
+    recorder = model.get_submodule(sites[1].path)
+    assert block.downsample is None, "the second block has a plain shortcut"
+    x = torch.randn(2, block.conv1.in_channels, 8, 8)
+    with torch.no_grad():
+        out = block(x.clone())
+    expected = recorder.seen[0] / 2 + x
+    torch.testing.assert_close(out, expected if "v2" in name else torch.relu(expected))
+
+
+def test_drop_path_comes_after_the_block() -> None:
+    model = timm.create_model("resnetv2_18", drop_path_rate=0.5)
+    attach(model, SE, "residual")
+    last = model.stages[3].blocks[1].drop_path
+    assert [name for name, _ in last.named_children()] == ["attention", "droppath"]
+    plain = timm.create_model("resnetv2_18")
+    attach(plain, SE, "residual")
+    assert set(plain.state_dict()) == set(model.state_dict()), (
+        "weights move between models with and without drop path"
+    )
+
+
+def _outputs(model: nn.Module, x: torch.Tensor, paths: list[str]) -> dict[str, torch.Tensor]:
+    kept: dict[str, torch.Tensor] = {}
+    for path in paths:
+        module = model.get_submodule(path)
+        module.register_forward_hook(lambda m, i, o, path=path: kept.__setitem__(path, o.clone()))
+    with torch.no_grad():
+        model(x)
+    return kept
+
+
+def test_vgg_placements_see_the_maps_they_name() -> None:
+    torch.manual_seed(0)
+    plain = build_backbone("vgg11", (64, 64), in_chans=1).eval()
+    x = torch.randn(1, 1, 64, 64)
+    paths = [f"features.{index}" for index in range(21)]
+    maps = _outputs(copy.deepcopy(plain), x, paths)
+
+    def seen(placement: str) -> torch.Tensor:
+        model = copy.deepcopy(plain)
+        sites = attach(model, _Recorder, placement)
+        with torch.no_grad():
+            model(x)
+        return model.get_submodule(sites[0].path).seen[0]
+
+    assert torch.equal(seen("before-fc"), maps["features.20"])
+    assert torch.equal(seen("pool"), maps["features.2"])
+    assert torch.equal(seen("stage"), maps["features.1"])
+    assert torch.equal(seen("conv:3"), maps["features.7"])  # conv, act, pool, conv, act, pool, conv, act
+    assert torch.equal(seen("layer:5"), maps["features.7"])  # layers 2 and 4 are pools
+    assert torch.equal(seen("layer:4"), maps["features.5"])
+
+
+def test_before_fc_add_adds_the_block_to_its_input() -> None:
+    model = build_backbone("vgg11", (64, 64), in_chans=1).eval()
+    (site,) = attach(model, _Recorder, "before-fc-add")
+    x = torch.randn(1, 1, 64, 64)
+    with torch.no_grad():
+        out = model.forward_features(x)
+    torch.testing.assert_close(out, 1.5 * model.get_submodule(site.path).seen[0])
+
+
+def test_wen_and_zhang_sit_where_they_say() -> None:
+    plain = timm.create_model("resnet18", in_chans=1).eval()
+    x = torch.randn(1, 1, 64, 64)
+    maps = _outputs(copy.deepcopy(plain), x, ["act1", "layer1.0.act1", "layer4"])
+    model = copy.deepcopy(plain)
+    sites = attach(model, nn.Identity, "residual-first-conv")
+    assert torch.equal(_outputs(model, x, [sites[0].path])[sites[0].path], maps["layer1.0.act1"])
+    model = copy.deepcopy(plain)
+    sites = attach(model, nn.Identity, "stem-and-last")
+    seen = _outputs(model, x, [site.path for site in sites])
+    assert torch.equal(seen[sites[0].path], maps["act1"])
+    assert torch.equal(seen[sites[1].path], maps["layer4"])
+
+
+# Networks of one's own
+
+
+class _Mine(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 8, 3)
+        self.act = nn.ReLU()
+        self.rest = nn.Sequential(nn.Conv2d(8, 12, 3), nn.BatchNorm2d(12), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        self.out = nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.rest(self.act(self.conv1(x))).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("placement", "channels"),
+    [
+        (["conv1"], [8]),
+        (["act"], [8]),
+        (["rest.2", "rest.1"], [12, 12]),
+        (["rest"], [12]),
+        ({"conv1": 8, "rest.0": 12}, [8, 12]),
+        (lambda model: ["conv1"], [8]),
+    ],
+)
+def test_module_paths_work_on_any_network(placement: object, channels: list[int]) -> None:
+    model = _Mine()
+    keys = set(model.state_dict())
+    sites = attach(model, partial(SE, reduced_channels=2), placement)
+    assert [site.channels for site in sites] == channels
+    assert keys <= set(model.state_dict())
+    model(torch.randn(2, 1, 16, 16)).sum().backward()
+    for site in sites:
+        assert model.get_submodule(site.path).fc1.weight.grad is not None
+
+
+@pytest.mark.parametrize("path", ["conv1", "act", "rest.2", "rest"])
+def test_a_block_at_a_path_gates_that_modules_output(path: str) -> None:
+    model = _Mine().eval()
+    x = torch.randn(2, 1, 16, 16)
+    before = _outputs(copy.deepcopy(model), x, [path])[path]
+    (site,) = attach(model, _Recorder, [path])
+    model(x)
+    torch.testing.assert_close(model.get_submodule(site.path).seen[0], before)
+
+
+@pytest.mark.parametrize("placement", ["stem-and-last", "stage", "residual-first-conv", ["layer1.0.conv1"]])
+def test_hooked_sites_survive_what_models_go_through(placement: object) -> None:
+    model = timm.create_model("resnet18", in_chans=1, num_classes=7).eval()
+    attach(model, ECA, placement)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(
+                module.weight, 0.5, 1.5
+            )  # timm starts the last norms at zero, which hides a missing gate
+    x = torch.randn(2, 1, 64, 64)
+    expected = model(x)
+    without = timm.create_model("resnet18", in_chans=1, num_classes=7).eval()
+    without.load_state_dict({k: v for k, v in model.state_dict().items() if k in without.state_dict()})
+    assert not torch.allclose(without(x), expected), "the gates do something"
+    torch.testing.assert_close(copy.deepcopy(model)(x), expected)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(model))(x), expected)
+    program = torch.export.export(model, (x,), strict=True)
+    torch.testing.assert_close(program.module()(x), expected, rtol=1e-4, atol=1e-4)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_blocks_follow_device_dtype_and_mode() -> None:
+    model = timm.create_model("resnet18").double().eval()
+    attach(model, CBAM, "residual-last")
+    block = model.layer4[1].se
+    assert block.spatial.conv.weight.dtype == torch.float64
+    assert not block.training
+    assert _meta("resnet18") is not None
+    meta = _meta("resnet18")
+    attach(meta, CBAM)
+    assert meta.layer1[0].se.spatial.conv.weight.device.type == "meta"
+
+
+def test_two_placements_go_together() -> None:
+    model = _meta("vgg11")
+    sites = (*attach(model, SE, "stage"), *attach(model, ECA, "pool"))
+    assert model.attention_sites == sites
+    assert model(torch.empty(2, 1, 64, 64, device="meta")).shape == (2, 7)
+    assert len(attach(_meta("vgg11"), SE, "conv")) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "placement"), [("resnet18", "residual"), ("resnetv2_18", "residual"), ("vgg11", "before-fc")]
+)
+def test_defaults_are_the_papers(name: str, placement: str) -> None:
+    model = _meta(name)
+    assert default_placement(model) == placement
+    twin = _meta(name)
+    assert attach(model, SE) == attach(twin, SE, placement)
+
+
+@pytest.mark.parametrize(
+    ("placement", "error", "message"),
+    [
+        ("residul", UnknownChoice, "unknown placement 'residul'; did you mean 'residual'.*Options: residual, "),
+        ("stage:1", UnknownChoice, "before a colon go 'conv' or 'layer'"),
+        ("conv:1", NoSite, "finds no site in ResNet"),
+        ([], NoSite, "names no module"),
+        (["layer1.0.con2"], UnknownChoice, "no module of this model: 'layer1.0.con2'; did you mean 'layer1.0.conv2'"),
+        (["layer1.0.conv2", "layer1.0.conv2"], InvalidOption, "more than once"),
+        ([""], UnknownChoice, "names no module"),
+        (3, InvalidOption, "placement must be a name"),
+    ],
+)
+def test_bad_placements_are_named(placement: object, error: type[Exception], message: str) -> None:
+    model = _meta("resnet18")
+    keys = list(model.state_dict())
+    with pytest.raises(error, match=message):
+        attach(model, SE, placement)
+    assert list(model.state_dict()) == keys
+
+
+@pytest.mark.parametrize(
+    ("placement", "error", "message"),
+    [
+        ("conv:11,14", NoSite, "asks for number 14; VGG has convolutions 1 to 13"),
+        ("layer:0", NoSite, "convolutions and max-pools 1 to 18"),
+        ("conv:x", InvalidOption, "needs numbers after the colon"),
+    ],
+)
+def test_bad_layer_numbers_are_named(placement: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        attach(_meta("vgg16"), SE, placement)
+
+
+def test_miskows_third_method_has_a_reading_in_each_vgg() -> None:
+    """Layers 11 and 14: convolutions in VGG-19; in VGG-16 only Keras's count, pools included, has 14 layers."""
+    assert [site.path for site in attach(_meta("vgg19"), SE, "conv:11,14")] == [
+        "features.24.attention",
+        "features.31.attention",
+    ]
+    assert [site.path for site in attach(_meta("vgg16"), SE, "layer:11,14")] == [
+        "features.18.attention",
+        "features.23.attention",
+    ]
+
+
+def test_a_site_is_taken_once() -> None:
+    for name, placement in (
+        ("resnet18", "residual"),
+        ("resnetv2_18", "residual"),
+        ("vgg11", "pool"),
+        ("vgg11", "stage"),
+    ):
+        model = _meta(name)
+        attach(model, SE, placement)
+        sites = model.attention_sites
+        with pytest.raises(InvalidOption, match=r"an attention block at .* already"):
+            attach(model, SE, placement)
+        assert model.attention_sites == sites
+    with pytest.raises(InvalidOption, match="already"):
+        attach(_meta("seresnet18"), SE, "residual")
+
+
+def test_failing_leaves_the_model_as_it_was() -> None:
+    model = _meta("resnet18")
+    keys = list(model.state_dict())
+    with pytest.raises(InvalidOption, match="reduced_channels must lie between 1 and the block's 64"):
+        attach(model, partial(SE, reduced_channels=100), "residual")
+    with pytest.raises(InvalidOption, match="callable with a number of channels"):
+        attach(model, "cbam", "residual")
+    with pytest.raises(InvalidOption, match=r"must make a torch.nn.Module"):
+        attach(model, lambda channels: channels, "residual")
+    assert list(model.state_dict()) == keys
+
+
+def test_what_cannot_be_told_is_asked_for() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4))
+    with pytest.raises(InvalidOption, match=r"give them, as in placement=\{'0': 64\}"):
+        attach(model, SE, ["0"])
+    with pytest.raises(NoSite, match="no placement is known for it"):
+        attach(model, SE)
