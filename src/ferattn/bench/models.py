@@ -69,14 +69,14 @@ def groups(request: Request) -> Iterator[Group]:
 
 
 def missing_counterparts(request: Request) -> list[str]:
-    """Models that another library, asked for in the request, does not have."""
+    """A note for each library asked for that lacks some of the models."""
     specs = [ModelSpec.parse(name) for name in _names(request.names or tuple(_with_attention(EVERYTHING)))]
-    return [
-        f"{library} has no counterpart of {spec}"
-        for library in request.against
-        for spec in specs
-        if choose(AGAINST, library, "library to compare with")(spec) is None
-    ]
+    notes = []
+    for library in request.against:
+        missing = [str(spec) for spec in specs if choose(AGAINST, library, "library to compare with")(spec) is None]
+        if missing:
+            notes.append(f"{library} has no counterpart of {', '.join(missing)}")
+    return notes
 
 
 def _with_attention(backbones: Iterable[str]) -> Iterator[str]:

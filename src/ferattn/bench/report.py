@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from ferattn.errors import InvalidOption, MissingDependency
 
-__all__ = ["as_markdown", "columns", "lines", "new_table", "plot", "require_plot"]
+__all__ = ["as_markdown", "block_summary", "columns", "lines", "new_table", "plot", "require_plot"]
 
 Row = Mapping[str, Any]
 
@@ -82,6 +83,36 @@ def as_markdown(record: Mapping[str, Any]) -> str:
     text += _model_tables(record["rows"]) if suite == "models" else _block_tables(record["rows"])
     text += [f"- {note}." for note in record["notes"]]
     return "\n".join(text).rstrip() + "\n"
+
+
+def block_summary(record: Mapping[str, Any]) -> str:
+    """For each block, direction and layout: the speeds over all maps, median and range, as Markdown."""
+    names = list(dict.fromkeys(row["name"] for row in record["rows"]))
+    body = []
+    for attention, members in _grouped(record["rows"], "attention"):
+        for step, stepped in _grouped(members, "step"):
+            for layout, rows in _grouped(stepped, "memory_format"):
+                speeds = {
+                    name: [row["ratio"]["median"] for row in rows if row["name"] == name and row.get("ratio")]
+                    for name in names[1:]
+                }
+                body.append(
+                    (
+                        attention.upper(),
+                        step.replace("_", " + "),
+                        "NCHW" if layout == "contiguous" else "channels_last",
+                        *(_range(values) for values in speeds.values()),
+                    )
+                )
+    headings = ("block", "step", "layout", *(f"{name} x" for name in names[1:]))
+    first = f"Speed over {names[0]}, over all maps: median (lowest to highest).\n\n"
+    return first + "\n".join(_table(headings, body))
+
+
+def _range(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def require_plot(path: Path) -> None:

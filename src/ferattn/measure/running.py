@@ -249,12 +249,17 @@ def _as_it_is(call: Callable[[], Any], device: torch.device) -> Callable[[], Any
 
 def _cuda_graph(call: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
     """Record one call and replay it; torch asks for a few calls on a side stream before the recording."""
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.device(device):
+        return _recorded(call)
+
+
+def _recorded(call: Callable[[], Any]) -> Callable[[], Any]:
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             call()
-    torch.cuda.current_stream(device).wait_stream(stream)
+    torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call()

@@ -48,7 +48,8 @@ class Timing:
         high_ms: Upper quartile.
         images_per_s: Throughput at the median.
         peak_bytes: Memory at the peak of one call: the candidate's own parameters, buffers, gradients,
-            optimiser state and inputs, and all that the call needs beyond; None where nobody can tell.
+            optimiser state and inputs, and all that the call needs beyond; None where nobody can tell: on
+            platforms that keep no books, and for CUDA graphs.
         warmup: Calls before the first sample.
         calls_per_sample: Calls between two readings of the clock.
         samples_ms: Every sample, in order.
@@ -176,7 +177,8 @@ def time_together(
                 one.call()
             calls[name] = max(1, math.ceil(min_sample_ms / max(_sample_ms(one, 1), 1e-6)))
         for name, one in running.items():
-            extra = peak_extra_bytes(one.call, one.device)
+            graph = candidates[name].mode == "cuda_graph"  # its memory was taken when it was recorded
+            extra = None if graph else peak_extra_bytes(one.call, one.device)
             peaks[name] = None if extra is None else extra + one.held_bytes()
         samples = _rounds(running, calls, repeats, budget_s)
     timings = {}
