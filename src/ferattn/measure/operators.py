@@ -34,7 +34,8 @@ _BY_INPUT = frozenset(
         "mkldnn_adaptive_avg_pool2d", "native_batch_norm", "_native_batch_norm_legit",
         "_native_batch_norm_legit_no_training", "_native_batch_norm_legit_functional",
         "_batch_norm_with_update", "_batch_norm_no_update", "cudnn_batch_norm", "miopen_batch_norm",
-        "native_layer_norm", "native_group_norm", "_fused_rms_norm", "_softmax", "_log_softmax",
+        "native_layer_norm", "native_group_norm", "_fused_rms_norm", "_softmax",
+        "_safe_softmax", "col2im", "_log_softmax",
     ]
 )
 # Computed per element of the output although torch does not tag them as pointwise.
@@ -42,7 +43,7 @@ _BY_OUTPUT = frozenset(
     [
         "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d",
         "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "grid_sampler_2d", "native_dropout",
-        "_prelu_kernel", "glu", "rrelu_with_noise", "erfinv", "scatter_add", "index_add",
+        "_prelu_kernel", "hardswish", "hardsigmoid", "glu", "rrelu_with_noise", "erfinv", "scatter_add", "index_add",
     ]
 )
 _MOVES_DATA = frozenset(
@@ -57,7 +58,8 @@ _MOVES_DATA = frozenset(
         "pixel_unshuffle", "channel_shuffle", "rand", "rand_like", "randn", "randn_like", "randint",
         "randperm", "bernoulli", "bernoulli_", "uniform_", "normal_", "uniform", "normal",
         "unfold_copy", "view_copy", "_reshape_copy", "_unsafe_view", "_reshape_alias", "im2col",
-        "as_strided_copy", "split_with_sizes_copy", "expand_copy", "permute_copy", "where",
+        "as_strided_copy",
+        "as_strided_", "unsafe_split", "split_with_sizes_copy", "expand_copy", "permute_copy", "where",
         "masked_fill", "masked_fill_",
     ]
 )
