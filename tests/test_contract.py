@@ -21,8 +21,6 @@ from ferattn.backbones import BACKBONES
 NAMES = ["_".join(filter(None, parts)) for parts in product(BACKBONES, (None, *ATTENTION))]
 LEVELS = {"cnn": 4, "vgg": 6, "resnet": 5}
 
-DEEP = ("resnet101", "resnet152", "resnetv2_101", "resnetv2_152")
-
 every_model = pytest.mark.parametrize("name", NAMES)
 
 
@@ -35,9 +33,7 @@ def _picture(channels: int = 1, size: int = 48) -> torch.Tensor:
     return torch.empty(2, channels, size, size, device="meta")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name.startswith(DEEP) else ()) for name in NAMES]
-)
+@every_model
 def test_numbers_forward_backward_and_intermediates(name: str) -> None:
     torch.manual_seed(0)
     model: Any = create_model(name)

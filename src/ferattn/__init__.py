@@ -8,7 +8,7 @@
 Importing this package makes its models known to ``timm.create_model`` and ``timm.list_models``.
 """
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from ferattn.activations import swap_activations
 from ferattn.attention import CBAM, ECA, SE, ChannelGate, SpatialGate
@@ -30,7 +30,10 @@ __all__ = [
     "swap_activations",
 ]
 
-__version__ = version("ferattn")
+try:
+    __version__ = version("ferattn")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = "0+unknown"
 
 for _name in list_models():
     register(_name)

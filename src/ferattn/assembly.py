@@ -147,7 +147,9 @@ def _require_count(name: str, value: Any, *, least: int) -> None:
 def _has_own_weights(spec: ModelSpec, known: str, pretrained_cfg: Any) -> bool:
     """Whether the weights that timm was asked for are this very model's, and not its backbone's."""
     if not (pretrained_cfg is None or isinstance(pretrained_cfg, str)):
-        return not is_timm_backbone(spec.backbone) or _as_dict(pretrained_cfg).get("architecture") == known
+        description = _as_dict(pretrained_cfg)
+        opened = description.get("source") in ("local-dir", "hf-hub")  # timm found our name in a saved config
+        return opened or description.get("architecture") == known or not is_timm_backbone(spec.backbone)
     own = {cfg.tag or "": cfg for cfg in get_arch_pretrained_cfgs(known).values()}
     of_timm = get_arch_pretrained_cfgs(spec.backbone) if is_timm_backbone(spec.backbone) else {}
     of_backbone = {cfg.tag or "" for cfg in of_timm.values()}

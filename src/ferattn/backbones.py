@@ -6,11 +6,11 @@ What this file and :mod:`ferattn.sites` know of timm's insides is all that ferat
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import timm
-from timm.models import VGG, ResNet, ResNetV2, is_model_in_modules
+from timm.models import VGG, ResNet, ResNetV2, is_model_in_modules, model_entrypoint
 from torch import nn
 
 from ferattn.cnn import CNN
@@ -57,10 +57,10 @@ def image_size(img_size: int | tuple[int, int]) -> tuple[int, int]:
     Raises:
         InvalidOption: If they are not whole numbers of at least 1.
     """
-    size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    size = tuple(img_size) if isinstance(img_size, Sequence) else (img_size, img_size)
     if len(size) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size):
         raise InvalidOption(f"img_size must be a whole number of pixels, or (height, width); got {img_size!r}.")
-    return size
+    return size[0], size[1]
 
 
 def build_backbone(name: str, img_size: tuple[int, int], **options: Any) -> nn.Module:
@@ -85,7 +85,7 @@ def build_backbone(name: str, img_size: tuple[int, int], **options: Any) -> nn.M
             return CNN(img_size=img_size, **options)
         if is_model_in_modules(name, ["vgg"]):
             return _fitted_vgg(name, img_size, **options)
-        model: Any = timm.create_model(name, **options)
+        model: Any = model_entrypoint(name)(**options)
     except TypeError as error:
         known = _constructor_options(name)
         unknown = [option for option in options if option not in known]
@@ -126,7 +126,7 @@ def _fitted_vgg(name: str, img_size: tuple[int, int], **options: Any) -> nn.Modu
         # The head's layers: replaced below, and 120 M parameters need not be drawn for that.
         return nn.Conv2d(in_channels, out_channels, kernel_size, **(arguments | {"device": "meta"}))
 
-    model: Any = timm.create_model(name, conv_layer=conv, **options)
+    model: Any = model_entrypoint(name)(conv_layer=conv, **options)
     last_pool = next(module for module in reversed(model.features) if isinstance(module, nn.MaxPool2d))
     before = [side // (_VGG_REDUCTION // 2) for side in img_size]
     last_pool.ceil_mode = 3 in before

@@ -70,7 +70,7 @@ def fold_stretch(weight: Tensor, kernel: tuple[int, int]) -> Tensor:
         weight: Convolution weights, (o, c, H, W).
         kernel: Height and width of the map, at most H and W.
 
-    Shape: (o, c, H, W) to (o, c, *kernel).
+    Shape: (o, c, H, W) to (o, c, h, w).
     """
     h, w = kernel
     rows = F.adaptive_avg_pool2d(torch.eye(h, dtype=torch.float64)[None, :, :, None], (weight.shape[2], 1))

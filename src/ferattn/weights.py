@@ -20,6 +20,7 @@ from ferattn.heads import FittedHead, fold_stretch
 
 __all__ = ["LoadReport", "load_backbone_weights"]
 
+_LONGEST = 300  # characters of torch's own message, which can name hundreds of keys
 _logger = logging.getLogger(__name__)
 
 
@@ -112,7 +113,9 @@ def _plain_model(backbone: str, in_chans: int, source: Mapping[str, Any]) -> nn.
                 backbone, pretrained=True, in_chans=in_chans, **source
             )
     except RuntimeError as error:
-        raise WeightsMismatch(f"no weights for {backbone} could be loaded: {error}") from error
+        told = " ".join(str(error).split())
+        shown = told if len(told) <= _LONGEST else f"{told[:_LONGEST]} ..."
+        raise WeightsMismatch(f"no weights for {backbone} could be loaded: {shown}") from error
 
 
 def _first_convolutions(description: Mapping[str, Any]) -> list[str]:

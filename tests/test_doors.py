@@ -1,0 +1,61 @@
+"""What ``import ferattn`` gives, and what it costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+
+import ferattn
+
+DOOR = {
+    "CBAM", "ECA", "SE", "ChannelGate", "ModelSpec", "SpatialGate", "attach", "create_model", "list_models",
+    "register", "swap_activations",
+}  # fmt: skip
+
+HEAVY = (
+    "triton", "lightning", "torchmetrics", "cv2", "skimage", "scipy.stats", "statsmodels", "matplotlib", "pandas",
+    "onnx", "rich", "typer", "torch._dynamo", "torch._inductor",
+)  # fmt: skip
+
+
+def test_the_door_is_this_wide() -> None:
+    assert set(ferattn.__all__) == DOOR
+    assert all(hasattr(ferattn, name) for name in DOOR)
+    assert all(getattr(ferattn, name).__doc__ for name in DOOR)
+    assert ferattn.__version__ == metadata.version("ferattn")
+
+
+def _run(script: str) -> str:
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+
+
+def test_importing_brings_nothing_heavy_that_timm_does_not() -> None:
+    script = (
+        "import sys, timm; before = set(sys.modules); import ferattn\n"
+        f"print([name for name in {HEAVY!r} if name in set(sys.modules) - before])\n"
+        "import torch; print(torch.cuda.is_initialized())"
+    )
+    assert _run(script).split("\n")[:2] == ["[]", "False"]
+
+
+def test_importing_costs_little_over_timm() -> None:
+    """Bound: a fifth of a second of processor time; about 0.02 s was measured on a quiet machine."""
+    script = "import time, timm; start = time.process_time(); import ferattn; print(time.process_time() - start)"
+    assert min(float(_run(script)) for _ in range(3)) < 0.2
+
+
+@pytest.mark.parametrize("module", ["ferattn", "ferattn.errors", "ferattn.reference", "ferattn.attention"])
+def test_every_name_in_all_exists(module: str) -> None:
+    import importlib
+
+    loaded = importlib.import_module(module)
+    assert all(hasattr(loaded, name) for name in loaded.__all__)
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    from pathlib import Path
+
+    assert (Path(ferattn.__file__).parent / "py.typed").exists()

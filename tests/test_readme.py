@@ -1,0 +1,76 @@
+"""The README is run: its Python, its commands, its table; and its promise that `.ci/run` calls the second command."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from ferattn import create_model
+from ferattn.activations import ACTIVATIONS
+from ferattn.backbones import BACKBONES
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+INSTALLING = ("pip install . && ferattn bench --quick", "make install test")
+
+
+def _blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("code", _blocks("python"))
+def test_python_runs(code: str) -> None:
+    exec(compile(code, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize(
+    "command", [line for block in _blocks("sh") for line in block.splitlines() if line not in INSTALLING]
+)
+def test_commands_run(command: str, tmp_path: Path) -> None:
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_both_promised_commands_are_there_and_ci_runs_the_second() -> None:
+    lines = [line for block in _blocks("sh") for line in block.splitlines()]
+    assert all(command in lines for command in INSTALLING)
+    ci = (ROOT / ".ci" / "run").read_text()
+    pattern = re.search(r"grep -m 1 '(\^make \.\*test)' README.md", ci)
+    assert pattern is not None
+    found = next(line for line in README.splitlines() if re.match(pattern.group(1), line))
+    assert found == INSTALLING[1]
+    targets = re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert {"install", "test", "check"} <= set(targets)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_table_counts_what_is_built(backbone: str) -> None:
+    row = next(line for line in README.splitlines() if line.startswith(f"| `{backbone}` |"))
+    written = [float(cell) for cell in row.split("|")[2:-1]]
+    with torch.device("meta"):
+        counts = [
+            sum(parameter.numel() for parameter in create_model(f"{backbone}{attention}").parameters())
+            for attention in ("", "_se", "_eca", "_cbam")
+        ]
+    assert written == [round(count / 1e6, 2) for count in counts]
+
+
+def test_the_activations_named_are_those_there_are() -> None:
+    sentence = re.search(r"Activations: (.*?)\.", README, flags=re.DOTALL)
+    assert sentence is not None
+    assert re.findall(r"`(\w+)`", sentence.group(1)) == list(ACTIVATIONS)
+
+
+def test_the_place_it_names_is_the_place() -> None:
+    assert "def adaptive_kernel_size" in (ROOT / "src" / "ferattn" / "attention" / "eca.py").read_text()
+
+
+@pytest.mark.parametrize("page", ["models.md", "placements.md", "index.md"])
+def test_the_guides_python_runs(page: str) -> None:
+    for code in _blocks("python", (ROOT / "docs" / page).read_text()):
+        exec(compile(code, page, "exec"), {})
