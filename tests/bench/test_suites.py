@@ -11,6 +11,7 @@ import jsonschema
 import pytest
 import torch
 
+from ferattn.activations import ACTIVATIONS
 from ferattn.bench import Group, Request, blocks, environment, models, new_record, read_record, resume, schema
 from ferattn.errors import FerattnError, InvalidInput, InvalidOption, UnknownChoice
 from ferattn.measure import time
@@ -47,6 +48,15 @@ def test_timm_models_of_the_same_kind() -> None:
     ]
     assert models.missing_counterparts(request) == ["timm has no counterpart of resnetv2_50_se, vgg16"]
     assert models.missing_counterparts(replace(request, names=("resnet18",))) == []
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_timm_builds_every_activation(activation: str) -> None:
+    (group,) = models.groups(Request(names=(f"resnet18_se_{activation}",), against=("timm",)))
+    plain, block = f"resnet18_{activation}", f"resnet18_se_{activation}"
+    assert [case.name for case in group.cases] == [plain, block, f"timm: {plain}", f"timm: {block}"]
+    ours, theirs = (group.cases[n].facts()["flops"] for n in (0, 2))
+    assert ours == theirs
 
 
 def test_facts_of_ours_and_timms_plain_resnet_agree() -> None:

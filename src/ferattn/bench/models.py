@@ -113,7 +113,9 @@ def _timm(spec: ModelSpec) -> Callable[..., nn.Module] | None:
         return partial(timm.create_model, spec.backbone) if residual else None
     if spec.backbone.startswith("resnetv2") or not residual:
         return None
-    options: dict[str, Any] = {"act_layer": spec.activation} if spec.activation else {}
+    options: dict[str, Any] = {}
+    if spec.activation:
+        options["act_layer"] = "leaky_relu" if spec.activation == "leakyrelu" else spec.activation
     if spec.attention:
         options["block_args"] = {"attn_layer": spec.attention}
     return partial(timm.create_model, spec.backbone, **options)
