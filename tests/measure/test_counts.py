@@ -179,6 +179,26 @@ def test_modes_come_back_after_an_error() -> None:
     assert all(module.training for module in model.modules())
 
 
+ACTIVATIONS = [
+    nn.ReLU, nn.ReLU6, nn.ELU, nn.SELU, nn.CELU, nn.LeakyReLU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid,
+    nn.Hardtanh,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("kind", ACTIVATIONS, ids=lambda kind: kind.__name__)
+def test_every_activation_counts_in_place_or_not(kind: type[nn.Module], inplace: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), kind(inplace=inplace))
+    result = count(model, (1, 3, 3))
+    assert result.elements == 18
+    assert result.activation_bytes == 4 * 18 * (1 if inplace else 2)
+
+
+@pytest.mark.parametrize("kind", [nn.PReLU, nn.RReLU, nn.GELU, nn.Softplus, nn.Tanh, nn.Sigmoid, nn.Softsign])
+def test_other_activations_count(kind: type[nn.Module]) -> None:
+    assert count(nn.Sequential(nn.Conv2d(1, 2, 1), kind()), (1, 3, 3)).elements >= 18
+
+
 class Fourier(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.fft.rfft(x).abs()

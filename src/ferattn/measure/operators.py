@@ -130,8 +130,12 @@ def _elements(func: Any) -> Callable[[list[Any], list[Any]], int] | None:
     if func.is_view or name in _MOVES_DATA:
         return _nothing
     base = name.removesuffix("_")
-    if base in _BY_INPUT or getattr(torch.Tag, "reduction", None) in func.tags:
+    tags = set(func.tags)
+    if base != name:  # torch tags relu_ as pointwise, but not mish_
+        packet = getattr(torch.ops.aten, base, None)
+        tags |= set(getattr(getattr(packet, func._overloadname, None), "tags", ()))
+    if base in _BY_INPUT or getattr(torch.Tag, "reduction", None) in tags:
         return _of_input
-    if base in _BY_OUTPUT or torch.Tag.pointwise in func.tags:
+    if base in _BY_OUTPUT or torch.Tag.pointwise in tags:
         return _of_output
     return None
