@@ -40,23 +40,7 @@ class ChannelGate(Excitation):
     torch.Size([2, 64, 12, 12])
     """
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        reduction: int | None = None,
-        reduced_channels: int | None = None,
-        bias: bool = True,
-        identity_init: bool = False,
-    ) -> None:
-        super().__init__(
-            channels,
-            reduction=reduction,
-            reduced_channels=reduced_channels,
-            bias=bias,
-            # The second layer's bias counts twice, once for each pool.
-            identity_logit=IDENTITY_LOGIT / 2 if identity_init else None,
-        )
+    pools = 2
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate the feature map ``x``."""

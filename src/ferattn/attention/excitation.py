@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
@@ -20,36 +22,38 @@ class Excitation(nn.Module):
 
     Args:
         channels: Channels of the feature map, c.
-        reduction: Reduction ratio; r = c // reduction. 16 when neither this nor ``reduced_channels`` is given.
+        reduction: Reduction ratio, 16 by default; r = c // reduction.
         reduced_channels: r itself, instead of a ratio.
         bias: Whether both layers have biases.
-        identity_logit: Start with weights of zero and biases of this value in the second layer, so that the
-            gate says sigmoid(identity_logit) everywhere; None for PyTorch's default start.
+        identity_init: Start with a gate of 0.9975 everywhere: the second layer's weights zero, its biases set.
 
     Raises:
         InvalidOption: If r would be below 1 or above c, if both ways of giving r are used, or if an
             identity start has no bias to sit in.
     """
 
+    pools: ClassVar[int] = 1
+    """How many pooled maps go through the layers and are summed: the second layer's bias counts that often."""
+
     def __init__(
         self,
         channels: int,
         *,
-        reduction: int | None,
-        reduced_channels: int | None,
-        bias: bool,
-        identity_logit: float | None,
+        reduction: int | None = None,
+        reduced_channels: int | None = None,
+        bias: bool = True,
+        identity_init: bool = False,
     ) -> None:
         super().__init__()
         self.channels = require_channels(channels)
         self.reduced_channels = _reduced(channels, reduction, reduced_channels)
         self.fc1 = nn.Linear(channels, self.reduced_channels, bias=bias)
         self.fc2 = nn.Linear(self.reduced_channels, channels, bias=bias)
-        if identity_logit is not None:
+        if identity_init:
             if not bias:
                 raise InvalidOption("identity_init=True needs bias=True: the bias is what holds the gate open.")
             nn.init.zeros_(self.fc2.weight)
-            nn.init.constant_(self.fc2.bias, identity_logit)
+            nn.init.constant_(self.fc2.bias, IDENTITY_LOGIT / self.pools)
 
     def extra_repr(self) -> str:
         """What the block was made for, as ``print(model)`` shows it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ferattn import reference
-from ferattn.attention.excitation import IDENTITY_LOGIT, Excitation
+from ferattn.attention.excitation import Excitation
 
 __all__ = ["SE"]
 
@@ -35,23 +35,6 @@ class SE(Excitation):
     >>> SE(64)(torch.randn(2, 64, 12, 12)).shape
     torch.Size([2, 64, 12, 12])
     """
-
-    def __init__(
-        self,
-        channels: int,
-        *,
-        reduction: int | None = None,
-        reduced_channels: int | None = None,
-        bias: bool = True,
-        identity_init: bool = False,
-    ) -> None:
-        super().__init__(
-            channels,
-            reduction=reduction,
-            reduced_channels=reduced_channels,
-            bias=bias,
-            identity_logit=IDENTITY_LOGIT if identity_init else None,
-        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate the feature map ``x``."""

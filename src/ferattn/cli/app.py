@@ -13,6 +13,8 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from ferattn.cli.bench import bench
+from ferattn.cli.crop import crop
+from ferattn.cli.data import data_app
 from ferattn.cli.models import models, show
 from ferattn.cli.published import published
 from ferattn.errors import FerattnError
@@ -50,6 +52,8 @@ app.command()(models)
 app.command()(show)
 app.command()(published)
 app.command()(bench)
+app.add_typer(data_app, name="data")
+app.command()(crop)
 
 
 def main() -> None:
