@@ -24,7 +24,8 @@ everything is warmed up (and compiled) first. The members of a group take turns,
 compares samples of the same turn: a machine that slows down slows all of them. "x" is speed over the first of the
 group (2 is twice as fast, below 1 is a loss), a median over the turns; "±" is half the distance between the
 quartiles. On a CPU, "MiB" is what the process needs at its peak: weights, inputs, activations, and what libraries
-take for themselves. Losses stand beside wins.
+take for themselves. Losses stand beside wins. The records below come from one thread (`OMP_NUM_THREADS=1`) of a
+machine that had other work to do; its load is printed with each.
 
 On a GPU the same commands run as they are, and blocks are also replayed as CUDA graphs. No GPU has been at hand for
 this page; these two commands make what is owed:

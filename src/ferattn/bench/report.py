@@ -68,7 +68,8 @@ def as_markdown(record: Mapping[str, Any]) -> str:
     suite, environment = record["suite"], record["environment"]
     versions = ", ".join(f"{name} {value}" for name, value in environment["versions"].items() if value)
     device = environment["device"]
-    threads = f", {device['threads']} threads" if "threads" in device else ""
+    number = device.get("threads")
+    threads = f", {number} thread{'' if number == 1 else 's'}" if number else ""
     text = [
         f"`{record['command']}`",
         "",
