@@ -25,7 +25,8 @@ compares samples of the same turn: a machine that slows down slows all of them. 
 group (2 is twice as fast, below 1 is a loss), a median over the turns; "±" is half the distance between the
 quartiles. On a CPU, "MiB" is what the process needs at its peak: weights, inputs, activations, and what libraries
 take for themselves. Losses stand beside wins. The records below come from one thread (`OMP_NUM_THREADS=1`) of a
-machine that had other work to do; its load is printed with each.
+machine that had other work to do; its load is printed with each. Compare within a group: between groups the load
+changed (the ResNetV2 rows of the first table suffered from it, as their "±" shows).
 
 On a GPU the same commands run as they are, and blocks are also replayed as CUDA graphs. No GPU has been at hand for
 this page; these two commands make what is owed:
