@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from ferattn.cli.bench import bench
 from ferattn.cli.crop import crop
 from ferattn.cli.data import data_app
 from ferattn.cli.models import models, show
+from ferattn.cli.published import published
 from ferattn.errors import FerattnError
 
 __all__ = ["app", "main"]
@@ -48,6 +50,8 @@ def _root() -> None:
 
 app.command()(models)
 app.command()(show)
+app.command()(published)
+app.command()(bench)
 app.add_typer(data_app, name="data")
 app.command()(crop)
 
