@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from timm.layers import SEModule
 from torch import nn
 
-from ferattn import CBAM, attach, swap_activations
+from ferattn import CBAM, SE, attach, swap_activations
 from ferattn.activations import ACTIVATIONS
 from ferattn.errors import InvalidOption, UnknownChoice
 
@@ -122,6 +122,90 @@ def test_keep_leaves_the_named_ones_as_they_are() -> None:
         swap_activations(model, "elu", keep=("act9",))
 
 
+def test_keep_may_be_one_pattern_and_may_not_be_all() -> None:
+    model = timm.create_model("resnet18")
+    assert swap_activations(model, "elu", keep="act1") == 16
+    with pytest.raises(InvalidOption, match=r"none is left by keep='\*'"):
+        swap_activations(model, "elu", keep="*")
+
+
+def test_attached_blocks_are_left_alone_by_swaps_and_draws() -> None:
+    class Gate(nn.Module):
+        def __init__(self, channels: int) -> None:
+            super().__init__()
+            self.fc, self.act = nn.Linear(channels, channels), nn.ReLU()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.act(self.fc(x.mean((2, 3))))[:, :, None, None]
+
+    model = timm.create_model("resnet18", in_chans=1)
+    (site,) = attach(model, Gate, "residual-last")
+    gate = model.get_submodule(site.path)
+    weight = gate.fc.weight.clone()
+    assert swap_activations(model, "selu", init=True) == 17
+    assert torch.equal(gate.fc.weight, weight)
+    assert isinstance(gate.act, nn.ReLU)
+
+
+def test_a_block_on_an_activation_is_not_thrown_away() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.PReLU())
+    attach(model, partial(SE, reduced_channels=1), ["1"])
+    with pytest.raises(InvalidOption, match="the activation '1' carries a block or a hook; swap before attaching"):
+        swap_activations(model, "elu")
+    assert isinstance(model[1], nn.PReLU)
+
+
+def test_one_activation_in_several_places_is_swapped_in_all_of_them() -> None:
+    shared = nn.ReLU()
+    model = nn.Sequential(nn.Conv2d(1, 1, 3), shared, nn.Conv2d(1, 1, 3), shared)
+    assert swap_activations(model, "elu") == 2
+    assert isinstance(model[1], nn.ELU)
+    assert model[1] is model[3]
+
+
+@pytest.mark.parametrize("old", ["ReLU6", "Swish", "Mish", "HardSwish", "HardMish", "GELU", "GELUTanh", "QuickGELU",
+                                 "SwishMe", "MishMe", "HardSwishMe", "HardMishMe", "PReLU"])  # fmt: skip
+def test_timms_own_activations_are_found(old: str) -> None:
+    from timm.layers import activations, activations_me
+
+    make = getattr(nn, old) if old == "ReLU6" else getattr(activations, old, None) or getattr(activations_me, old)
+    model = nn.Sequential(make())
+    assert swap_activations(model, "elu") == 1
+    assert isinstance(model[0], nn.ELU)
+
+
+@pytest.mark.parametrize(
+    "gate", ["nn.Sigmoid", "nn.Hardsigmoid", "timm.Sigmoid", "timm.HardSigmoid", "me.HardSigmoidMe"]
+)
+def test_every_kind_of_sigmoid_marks_a_gate(gate: str) -> None:
+    from timm.layers import activations, activations_me
+
+    home, _, name = gate.partition(".")
+    make = getattr({"nn": nn, "timm": activations, "me": activations_me}[home], name)
+    inside = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), make())
+    model = nn.Sequential(nn.ReLU(), inside)
+    weight = inside[0].weight.clone()
+    assert swap_activations(model, "elu", init=True) == 1
+    assert isinstance(inside[1], nn.ReLU)
+    assert torch.equal(inside[0].weight, weight)
+
+
+def test_in_place_stays_in_place() -> None:
+    model = nn.Sequential(nn.ReLU(inplace=True), nn.ReLU())
+    swap_activations(model, "elu")
+    assert [module.inplace for module in model] == [True, False]
+
+
+def test_init_takes_the_right_fan_and_clears_biases() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(64, 256, 3), nn.ReLU())
+    swap_activations(model, "selu", init=True)
+    assert model[0].weight.std().item() == pytest.approx((64 * 9) ** -0.5, rel=0.02)
+    assert model[0].bias.abs().max() == 0
+    swap_activations(model, "elu", init=True)
+    assert model[0].weight.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.02)
+
+
 def test_init_draws_weights_for_the_activation() -> None:
     torch.manual_seed(0)
     model = timm.create_model("vgg11", num_classes=7)
@@ -154,8 +238,9 @@ def test_bad_input() -> None:
         swap_activations(nn.Sequential(nn.ReLU()), "leaky_relu")
     with pytest.raises(InvalidOption, match="Linear has no activation module"):
         swap_activations(nn.Linear(2, 2), "elu")
-    with pytest.raises(InvalidOption, match="must be a name or a callable"):
-        swap_activations(nn.Sequential(nn.ReLU()), 3)
+    for bad in (3, nn.ELU()):
+        with pytest.raises(InvalidOption, match="must be a name or a callable"):
+            swap_activations(nn.Sequential(nn.ReLU()), bad)
     model = nn.Sequential(nn.ReLU())
     with pytest.raises(InvalidOption, match=r"must make a torch.nn.Module"):
         swap_activations(model, lambda: torch.relu)

@@ -82,6 +82,25 @@ def test_pruning_drops_the_head_only_where_it_must() -> None:
     assert model.num_classes == 0
 
 
+def test_pruning_may_keep_the_head_only_of_the_whole_network() -> None:
+    model = CNN()
+    model.prune_intermediate_layers([1], prune_head=False)
+    assert isinstance(model.pre_logits, nn.Identity)
+    assert model.num_classes == 0
+
+
+def test_a_block_behind_everything_is_in_every_path() -> None:
+    model = CNN().eval()
+    attach(model, SE, ["features"])
+    x = torch.randn(2, 1, 48, 48)
+    expected = model.forward_features(x)
+    last, maps = model.forward_intermediates(x)
+    assert torch.equal(last, expected)
+    assert torch.equal(maps[-1], expected)
+    model.set_grad_checkpointing()
+    assert torch.equal(model.forward_features(x), expected)
+
+
 def test_a_new_classifier_follows_the_models_dtype_and_mode() -> None:
     model = CNN().double().eval()
     model.reset_classifier(3)

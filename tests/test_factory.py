@@ -80,6 +80,7 @@ def test_listing() -> None:
     assert list_models(["cnn", "vgg16_s*"]) == ["cnn", "vgg16_selu", "vgg16_se", "vgg16_se_relu", "vgg16_se_elu",
                                                "vgg16_se_selu"]  # fmt: skip
     assert list_models("nothing") == []
+    assert list_models(None) == list_models()
 
 
 # Options
@@ -138,13 +139,17 @@ BAD = [
     ("vgg16_cbam", {"placement": "residual"}, NoSite, r"Placements with sites here: before-fc, "),
     ("seresnet50_cbam", {}, InvalidOption, r"an attention block at 'layer1.0.se' already"),
     ("vgg16", {"img_size": 16}, InvalidOption, r"img_size must be at least 32 pixels"),
-    ("vgg16", {"img_size": (48, 48, 3)}, InvalidOption, r"img_size must be a whole number of pixels, or \(height"),
+    ("vgg16", {"img_size": (48, 48, 3)}, InvalidOption, r"img_size must be a number of pixels, or \(height"),
     ("vgg16", {"img_size": 48.0}, InvalidOption, r"img_size must be a whole number"),
     ("vgg16", {"num_classes": -1}, InvalidOption, r"num_classes must be a whole number of at least 0; got -1"),
     ("vgg16", {"in_chans": 0}, InvalidOption, r"in_chans must be a whole number of at least 1; got 0"),
     ("resnet50_se", {"drop_rat": 0.1}, UnknownChoice, r"option 'drop_rat' of resnet50; did you mean 'drop_rate'"),
     ("resnet50", {"foo": 1}, UnknownChoice, r"unknown option 'foo' of resnet50. Options: .*drop_path_rate"),
     ("vgg16_se", {"drop_path_rate": 0.1}, UnknownChoice, r"unknown option 'drop_path_rate' of vgg16; .*Options: "),
+    ("resnet18_se", {"placment": "stage"}, UnknownChoice, r"option 'placment' of resnet18; did you mean 'placement'"),
+    ("vgg16_se", {"image_size": 64}, UnknownChoice, r"unknown option 'image_size' of vgg16; did you mean 'img_size'"),
+    ("resnet18_se", {"attention_options": "reduction"}, InvalidOption, r"attention_options must map names to values"),
+    ("vgg16", {"img_size": "48"}, InvalidOption, r"img_size must be a whole number of at least 1; got '48'"),
     ("cnn", {"width": 1}, UnknownChoice, r"unknown option 'width' of cnn. Options: .*hidden"),
 ]
 
@@ -283,3 +288,37 @@ def test_blocks_of_ones_own_need_no_entry() -> None:
     ferattn.attach(model, partial(ferattn.SE, reduction=8))
     assert len(model.attention_sites) == 8
     assert model(torch.randn(1, 1, 48, 48)).shape == (1, 7)
+
+
+def test_numpys_integers_are_integers() -> None:
+    import numpy as np
+
+    model = _meta("vgg16_se", num_classes=np.int64(5), in_chans=np.int32(3), img_size=np.int64(80))
+    assert model(torch.empty(2, 3, 80, 80, device="meta")).shape == (2, 5)
+
+
+@pytest.mark.parametrize("name", ["cnn_se", "resnet18_se", "vgg11_se"])
+def test_devices_and_dtypes_are_taken(name: str) -> None:
+    model = create_model(name, device="cpu", dtype=torch.float64)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
+    assert {parameter.device.type for parameter in create_model(name, device="meta").parameters()} == {"meta"}
+
+
+def test_the_name_that_timm_knows_a_plain_backbone_by_works_too() -> None:
+    assert str(_meta("ferattn_vgg16").spec) == "vgg16"
+
+
+def test_activations_are_swapped_before_attention_comes() -> None:
+    model: Any = create_model(
+        "cnn_se_selu", attention_options={"identity_init": True}, activation_options={"init": True}
+    )
+    block = model.get_submodule(model.attention_sites[0].path)
+    assert block.fc2.weight.abs().max() == 0
+
+
+def test_feature_extraction_by_symbolic_trace() -> None:
+    model = create_model("resnet18_cbam", features_only=True, feature_cls="fx").eval()
+    other = create_model("resnet18_cbam", features_only=True).eval()
+    other.load_state_dict(model.state_dict(), strict=False)
+    maps = model(torch.randn(1, 1, 48, 48))
+    assert [tuple(m.shape[1:]) for m in maps] == [tuple(m.shape[1:]) for m in other(torch.randn(1, 1, 48, 48))]

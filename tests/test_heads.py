@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -35,6 +37,8 @@ def test_other_sizes_than_its_own_work() -> None:
     assert head(torch.randn(1, 5, 4, 3)).shape == (1, 11, 3, 2)
     x = torch.randn(1, 5, 1, 1)
     torch.testing.assert_close(head(x), head(x.expand(1, 5, 2, 2)))
+    wide = torch.randn(1, 5, 1, 3)
+    torch.testing.assert_close(head(wide), head(wide.expand(1, 5, 2, 3)))
 
 
 @settings(deadline=None, max_examples=40)
@@ -83,3 +87,13 @@ def test_pictures_need_not_be_square() -> None:
 def test_too_small_a_picture_is_refused(name: str, size: int, smallest: int) -> None:
     with pytest.raises(InvalidOption, match=f"img_size must be at least {smallest} pixels on a side for {name}"):
         create_model(name, img_size=size)
+
+
+@pytest.mark.parametrize("act", [nn.ELU, "elu", partial(nn.ELU, alpha=0.5)])
+def test_the_head_of_a_vgg_has_the_backbones_activation(act: object) -> None:
+    with torch.device("meta"):
+        model = create_model("vgg11", act_layer=act)
+    acts = [module for module in model.modules() if isinstance(module, nn.ELU)]
+    assert len(acts) == 10
+    assert {module.alpha for module in acts} == {0.5 if isinstance(act, partial) else 1.0}
+    assert all(isinstance(module.alpha, float) for module in acts)

@@ -14,7 +14,7 @@ from torch import nn
 from ferattn import CBAM, ECA, SE, attach
 from ferattn.backbones import build_backbone
 from ferattn.errors import InvalidOption, NoSite, UnknownChoice
-from ferattn.sites import PLACEMENTS, default_placement
+from ferattn.placements import PLACEMENTS, default_placement
 
 # Sites by backbone and placement; what is not here must raise.
 COUNTS = {
@@ -186,7 +186,7 @@ class _Mine(nn.Module):
     [
         (["conv1"], [8]),
         (["act"], [8]),
-        (["rest.2", "rest.1"], [12, 12]),
+        (["rest.2", "rest.0"], [12, 12]),
         (["rest"], [12]),
         ({"conv1": 8, "rest.0": 12}, [8, 12]),
         (lambda model: ["conv1"], [8]),
@@ -276,6 +276,8 @@ def test_defaults_are_the_papers(name: str, placement: str) -> None:
         (["layer1.0.con2"], UnknownChoice, "no module of this model: 'layer1.0.con2'; did you mean 'layer1.0.conv2'"),
         (["layer1.0.conv2", "layer1.0.conv2"], InvalidOption, "more than once"),
         ([""], UnknownChoice, "names no module"),
+        ([0], InvalidOption, "must name modules by their paths"),
+        (["layer1.0.bn1"], InvalidOption, "names a batch norm, 'layer1.0.bn1': converting norms"),
         (3, InvalidOption, "placement must be a name"),
     ],
 )
@@ -293,6 +295,7 @@ def test_bad_placements_are_named(placement: object, error: type[Exception], mes
         ("conv:11,14", NoSite, "asks for number 14; VGG has convolutions 1 to 13"),
         ("layer:0", NoSite, "convolutions and max-pools 1 to 18"),
         ("conv:x", InvalidOption, "needs numbers after the colon"),
+        ("conv:1,1", InvalidOption, "more than once"),
     ],
 )
 def test_bad_layer_numbers_are_named(placement: str, error: type[Exception], message: str) -> None:
@@ -334,7 +337,7 @@ def test_failing_leaves_the_model_as_it_was() -> None:
     keys = list(model.state_dict())
     with pytest.raises(InvalidOption, match="reduced_channels must lie between 1 and the block's 64"):
         attach(model, partial(SE, reduced_channels=100), "residual")
-    with pytest.raises(InvalidOption, match="callable with a number of channels"):
+    with pytest.raises(InvalidOption, match="must make a new block from a number of channels"):
         attach(model, "cbam", "residual")
     with pytest.raises(InvalidOption, match=r"must make a torch.nn.Module"):
         attach(model, lambda channels: channels, "residual")
@@ -347,3 +350,96 @@ def test_what_cannot_be_told_is_asked_for() -> None:
         attach(model, SE, ["0"])
     with pytest.raises(NoSite, match="no placement is known for it"):
         attach(model, SE)
+
+
+@pytest.mark.parametrize(
+    ("name", "placement", "paths"),
+    [
+        (
+            "resnet18",
+            "stage",
+            ["layer1.1.attention", "layer2.1.attention", "layer3.1.attention", "layer4.1.attention"],
+        ),
+        ("resnet18", "stem-and-last", ["maxpool.attention", "layer4.1.attention"]),
+        ("resnetv2_18", "stem-and-last", ["stem.pool.attention", "stages.3.blocks.1.attention"]),
+        ("resnetv2_50x1_bit", "stem-and-last", ["stem.pad.attention", "stages.3.blocks.2.attention"]),
+        ("resnetv2_18", "residual-last", ["stages.3.blocks.1.drop_path.attention"]),
+    ],
+)
+def test_blocks_are_where_the_placement_says(name: str, placement: str, paths: list[str]) -> None:
+    assert [site.path for site in attach(_meta(name), SE, placement)] == paths
+
+
+def test_a_stem_pool_of_convolutions_comes_after_the_block() -> None:
+    from timm.models import ResNet
+    from timm.models.resnet import BasicBlock
+
+    model = ResNet(BasicBlock, (1, 1, 1, 1), replace_stem_pool=True)
+    keys = set(model.state_dict())
+    attach(model, SE, "stem-and-last")
+    assert [name for name, _ in model.maxpool.named_children()][:2] == ["attention", "0"]
+    assert keys <= set(model.state_dict())
+
+
+def test_post_activation_blocks_of_resnetv2_have_their_first_activation_in_the_norm() -> None:
+    from timm.layers import BatchNormAct2d, create_conv2d
+    from timm.models import ResNetV2
+
+    model = ResNetV2([1, 1, 1, 1], preact=False, conv_layer=create_conv2d, norm_layer=BatchNormAct2d)
+    sites = attach(model, SE, "residual-first-conv")
+    assert sites[0].path == "stages.0.blocks.0.norm1.act.attention"
+    assert model(torch.randn(1, 3, 64, 64)).shape == (1, 1000)
+
+
+@pytest.mark.parametrize("placement", ["residual", "residual-first-conv", "stem-and-last", "stage"])
+@pytest.mark.parametrize("name", ["resnet18", "resnetv2_18"])
+def test_blocks_are_still_called_after_norms_are_converted(name: str, placement: str) -> None:
+    from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
+
+    for convert in (convert_sync_batchnorm, freeze_batch_norm_2d):
+        model = timm.create_model(name, in_chans=1).eval()
+        sites = attach(model, _Recorder, placement)
+        converted = convert(model).eval()
+        with torch.no_grad():
+            converted(torch.randn(1, 1, 64, 64))
+        assert all(len(converted.get_submodule(site.path).seen) == 1 for site in sites)
+
+
+def test_given_channels_are_taken_at_their_word() -> None:
+    model = _Mine()
+    assert attach(model, _Recorder, {"conv1": 5})[0].channels == 5
+    with pytest.raises(InvalidOption, match="channels must be a whole number of at least 1; got 0"):
+        attach(_Mine(), SE, {"conv1": 0})
+
+
+@pytest.mark.parametrize("name", ["densenet121", "resnet18"])
+def test_networks_with_stages_of_their_own_are_no_plain_stack(name: str) -> None:
+    model = _meta(name)
+    wrapped = nn.Sequential(model.features) if name == "densenet121" else nn.Sequential(model.layer1)
+    for network in (model if name == "densenet121" else wrapped, wrapped):
+        with pytest.raises(NoSite, match="finds no site in"):
+            attach(network, SE, "pool")
+    if name == "densenet121":
+        with pytest.raises(NoSite, match="no placement is known for it"):
+            attach(model, SE)
+
+
+def test_what_cannot_be_attached_to_is_named() -> None:
+    with pytest.raises(InvalidOption, match=r"model must be a torch.nn.Module"):
+        attach("resnet18", SE)
+    with pytest.raises(InvalidOption, match="must make a new block"):
+        attach(_meta("resnet18"), SE(64))
+    one = SE(64)
+    with pytest.raises(InvalidOption, match="made the same one twice"):
+        attach(_meta("resnet18"), lambda channels: one)
+    with pytest.raises(InvalidOption, match="attach before compiling"):
+        attach(torch.compile(_meta("vgg11")), SE)
+
+
+def test_symbolic_traces_keep_the_blocks() -> None:
+    model = timm.create_model("resnet18", in_chans=1).eval()
+    attach(model, CBAM, "residual-last")
+    nn.init.ones_(model.layer4[1].bn2.weight)
+    x = torch.randn(1, 1, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x), rtol=1e-4, atol=1e-4)

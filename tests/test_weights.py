@@ -101,6 +101,11 @@ def test_gray_pictures_get_the_sum_of_the_colour_filters(saved: dict[str, Path])
     config = timm.data.resolve_model_data_config(model)
     assert config["input_size"] == (1, 48, 48)
     assert config["mean"] == pytest.approx((sum((0.485, 0.456, 0.406)) / 3,))
+    assert config["std"] == pytest.approx((sum((0.229, 0.224, 0.225)) / 3,))
+    of_timm = timm.get_pretrained_cfg("resnet18")
+    assert (config["interpolation"], model.pretrained_cfg["license"], model.pretrained_cfg["tag"]) == (
+        of_timm.interpolation, of_timm.license, of_timm.tag,
+    )  # fmt: skip
     assert model.pretrained_cfg["num_classes"] == 7
 
 
@@ -178,3 +183,53 @@ def test_a_tag_in_the_name_or_beside_it_means_the_same(saved: dict[str, Path]) -
         assert model.pretrained_cfg["tag"] == "a1_in1k"
         assert model.pretrained_cfg["architecture"] == "resnet18_se"
         assert len(model.load_report.loaded) == 120
+
+
+def test_what_the_caller_says_of_the_data_is_kept_with_and_without_weights(saved: dict[str, Path]) -> None:
+    for pretrained, file in ((False, {}), (True, {"file": str(saved["resnet18"])})):
+        overlay = {"mean": (0.5,), "std": (0.25,), "crop_pct": 0.9, **file}
+        config = create_model("resnet18_cbam", pretrained, pretrained_cfg_overlay=overlay).pretrained_cfg
+        assert (config["mean"], config["std"], config["crop_pct"]) == ((0.5,), (0.25,), 0.9)
+        assert config["architecture"] == "resnet18_cbam"
+    named = create_model("resnet18_cbam.a1_in1k").pretrained_cfg
+    assert named["tag"] == "a1_in1k"
+    assert named["mean"] == pytest.approx((sum((0.485, 0.456, 0.406)) / 3,))
+
+
+def test_a_classifier_that_fits_is_kept(saved: dict[str, Path]) -> None:
+    overlay = {"file": str(saved["resnet18"])}
+    model: Any = create_model("resnet18_se", True, num_classes=1000, in_chans=3, pretrained_cfg_overlay=overlay)
+    assert "fc.weight" in model.load_report.loaded
+    assert not any(key.startswith("fc.") for key in model.load_report.new)
+
+
+def test_keys_and_shapes_that_do_not_fit_are_listed(saved: dict[str, Path]) -> None:
+    overlay = {"file": str(saved["resnet18"])}
+    with pytest.raises(WeightsMismatch, match=r"Other shapes: layer1.0.conv1.weight: \(64, 64, 3, 3\) against"):
+        create_model("resnet18_se", True, channels=(48, 128, 256, 512), pretrained_cfg_overlay=overlay)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a checkpoint", "a list", "directory"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_files_that_are_no_weights_are_one_error(content: object, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"weights{suffix}"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content == "a list":
+        torch.save([1, 2], path)
+    elif content == "directory":
+        path.mkdir()
+    with pytest.raises(WeightsMismatch, match=r"no weights for resnet18 could be loaded: ."):
+        create_model("resnet18_se", True, pretrained_cfg_overlay={"file": str(path)})
+    with pytest.raises(WeightsMismatch, match=r"checkpoint_path .* could not be loaded: ."):
+        create_model("resnet18_se", checkpoint_path=str(path))
+
+
+def test_a_models_own_weights_are_reported(tmp_path: Path) -> None:
+    torch.save(create_model("cnn_se").state_dict(), tmp_path / "cnn_se.pth")
+    overlay = {"file": str(tmp_path / "cnn_se.pth")}
+    model: Any = create_model("cnn_se", pretrained=True, pretrained_cfg_overlay=overlay)
+    assert set(model.load_report.loaded) == set(model.state_dict())
+    assert model.load_report.new == ()
+    three: Any = create_model("cnn_se", pretrained=True, num_classes=3, pretrained_cfg_overlay=overlay)
+    assert set(three.load_report.new) == {"head.fc.weight", "head.fc.bias"}

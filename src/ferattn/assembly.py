@@ -13,15 +13,17 @@ from torch import nn
 from ferattn.activations import swap_activations
 from ferattn.attention import ATTENTION
 from ferattn.backbones import build_backbone, feature_options, image_size, is_timm_backbone
-from ferattn.errors import InvalidOption, UnknownChoice, WeightsMismatch, closest
-from ferattn.sites import Placement, Site, attach
+from ferattn.errors import FerattnError, InvalidOption, UnknownChoice, WeightsMismatch, closest, require_whole
+from ferattn.placements import Placement
+from ferattn.sites import Site, attach
 from ferattn.spec import ModelSpec
-from ferattn.weights import load_backbone_weights
+from ferattn.weights import UNREADABLE, LoadReport, load_backbone_weights, source_name, told
 
 __all__ = ["build"]
 
 _WEIGHT_SOURCE = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
-_ABOUT_WEIGHTS = ("license", "origin_url", "paper_ids", "tag", "interpolation")
+_ABOUT_WEIGHTS = ("mean", "std", "interpolation", "license", "origin_url", "paper_ids", "tag")
+_WHERE_WEIGHTS_ARE = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load")
 
 
 def build(spec: ModelSpec, known: str, pretrained: bool, **options: Any) -> nn.Module:
@@ -37,8 +39,8 @@ def build(spec: ModelSpec, known: str, pretrained: bool, **options: Any) -> nn.M
     input_size = saved.get("input_size") or (1, 48, 48)
     options = {"num_classes": saved.get("num_classes", 7), "in_chans": input_size[0]} | options
     options["img_size"] = image_size(options.get("img_size", tuple(input_size[1:])))
-    _require_count("num_classes", options["num_classes"], least=0)
-    _require_count("in_chans", options["in_chans"], least=1)
+    options["num_classes"] = require_whole(options["num_classes"], "num_classes", least=0)
+    options["in_chans"] = require_whole(options["in_chans"], "in_chans", least=1)
     parts: dict[str, Any] = {}
     try:
         model: Any = build_model_with_cfg(
@@ -49,25 +51,49 @@ def build(spec: ModelSpec, known: str, pretrained: bool, **options: Any) -> nn.M
             **(source if own else {}),
             **options,
         )
-    except RuntimeError as error:
-        if isinstance(error, WeightsMismatch) or not (pretrained and own):
+    except UNREADABLE as error:
+        if isinstance(error, FerattnError) or not (pretrained and own):
             raise
-        raise WeightsMismatch(f"the weights for {spec} could not be loaded: {error}") from error
+        raise WeightsMismatch(f"the weights for {spec} could not be loaded: {told(error)}") from error
     model.spec = spec
-    model.load_report = parts.get("report")
     model.attention_sites = _sites_in(model, parts["blocks"])
-    description = model.pretrained_cfg
-    about = {name: value for name, value in parts.get("description", {}).items() if name in _ABOUT_WEIGHTS}
+    model.load_report = _own_report(model) if pretrained and own else parts.get("report")
+    if not own:
+        _describe(model, parts.get("description") or _tagged(spec, source.get("pretrained_cfg")), source)
     actual = {
         "input_size": (options["in_chans"], *options["img_size"]),
         "num_classes": options["num_classes"],
-        "mean": _per_channel(parts.get("description", description)["mean"], options["in_chans"]),
-        "std": _per_channel(parts.get("description", description)["std"], options["in_chans"]),
+        "mean": _per_channel(model.pretrained_cfg["mean"], options["in_chans"]),
+        "std": _per_channel(model.pretrained_cfg["std"], options["in_chans"]),
     }
-    model.pretrained_cfg = description | about | {k: v for k, v in actual.items() if k in description}
+    model.pretrained_cfg |= {name: value for name, value in actual.items() if name in model.pretrained_cfg}
     model.default_cfg = model.pretrained_cfg
     finished: nn.Module = model
     return finished
+
+
+def _describe(model: Any, weights: Mapping[str, Any], source: Mapping[str, Any]) -> None:
+    """Say of the model what is known of its backbone's weights, and then what the caller says."""
+    said = source.get("pretrained_cfg_overlay") or {}
+    about = {name: weights[name] for name in _ABOUT_WEIGHTS if weights.get(name) is not None}
+    model.pretrained_cfg |= about | {name: value for name, value in said.items() if name not in _WHERE_WEIGHTS_ARE}
+
+
+def _tagged(spec: ModelSpec, pretrained_cfg: Any) -> dict[str, Any]:
+    """Timm's description of the backbone's weights that were named but not asked for."""
+    if isinstance(pretrained_cfg, str):
+        return _as_dict(get_arch_pretrained_cfgs(spec.backbone)[f"{spec.backbone}.{pretrained_cfg}"])
+    return _as_dict(pretrained_cfg)
+
+
+def _own_report(model: Any) -> LoadReport:
+    """What timm loaded: strictly everything, but for the classifier where the numbers of classes differ."""
+    description = model.pretrained_cfg
+    dropped = description.get("num_classes", model.num_classes) != getattr(model, "num_classes", None)
+    classifier = f"{description.get('classifier')}."
+    keys = list(model.state_dict())
+    new = tuple(key for key in keys if dropped and key.startswith(classifier))
+    return LoadReport(source_name(description), tuple(key for key in keys if key not in new), (), new)
 
 
 def _construct(
@@ -137,11 +163,6 @@ def _require_options(function: Callable[..., Any], options: Mapping[str, Any], w
             match = closest(name, known)
             hint = f"; did you mean {match!r}?" if match else "."
             raise UnknownChoice(f"unknown {what} {name!r}{hint} Options: {', '.join(known)}.")
-
-
-def _require_count(name: str, value: Any, *, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InvalidOption(f"{name} must be a whole number of at least {least}; got {value!r}.")
 
 
 def _has_own_weights(spec: ModelSpec, known: str, pretrained_cfg: Any) -> bool:

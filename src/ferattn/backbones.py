@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import timm
+import torch
+from timm.layers import get_act_layer
 from timm.models import VGG, ResNet, ResNetV2, is_model_in_modules, model_entrypoint
 from torch import nn
 
 from ferattn.cnn import CNN
-from ferattn.errors import InvalidOption, UnknownChoice, closest
+from ferattn.errors import InvalidOption, UnknownChoice, closest, require_whole
 from ferattn.heads import FittedHead
 
 __all__ = ["BACKBONES", "build_backbone", "feature_options", "image_size", "is_timm_backbone", "timm_backbones"]
@@ -37,6 +40,19 @@ BACKBONES = (
 """The first-class backbones: listed, registered with timm, and held to timm's whole contract by the tests."""
 
 _FAMILIES = ("vgg", "resnet", "resnetv2")
+_OTHER_OPTIONS = (
+    "img_size",
+    "placement",
+    "attention_options",
+    "activation_options",
+    "features_only",
+    "out_indices",
+    "feature_cls",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "checkpoint_path",
+    "cache_dir",
+)
 _VGG_REDUCTION = 32
 _VGG_KERNEL = 7  # of the head's first layer for 224-pixel pictures; larger maps keep it
 
@@ -57,10 +73,10 @@ def image_size(img_size: int | tuple[int, int]) -> tuple[int, int]:
     Raises:
         InvalidOption: If they are not whole numbers of at least 1.
     """
-    size = tuple(img_size) if isinstance(img_size, Sequence) else (img_size, img_size)
-    if len(size) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size):
-        raise InvalidOption(f"img_size must be a whole number of pixels, or (height, width); got {img_size!r}.")
-    return size[0], size[1]
+    sides = tuple(img_size) if isinstance(img_size, Sequence) and not isinstance(img_size, str) else (img_size,) * 2
+    if len(sides) != 2:
+        raise InvalidOption(f"img_size must be a number of pixels, or (height, width); got {img_size!r}.")
+    return require_whole(sides[0], "img_size", least=1), require_whole(sides[1], "img_size", least=1)
 
 
 def build_backbone(name: str, img_size: tuple[int, int], **options: Any) -> nn.Module:
@@ -82,12 +98,12 @@ def build_backbone(name: str, img_size: tuple[int, int], **options: Any) -> nn.M
     """
     try:
         if name == "cnn":
-            return CNN(img_size=img_size, **options)
+            return _placed_cnn(img_size, **options)
         if is_model_in_modules(name, ["vgg"]):
             return _fitted_vgg(name, img_size, **options)
         model: Any = model_entrypoint(name)(**options)
     except TypeError as error:
-        known = _constructor_options(name)
+        known = [*_constructor_options(name), *_OTHER_OPTIONS]
         unknown = [option for option in options if option not in known]
         if not unknown:
             raise
@@ -116,6 +132,12 @@ def _constructor_options(name: str) -> list[str]:
     return [option for option in inspect.signature(of_name).parameters if option not in ("cfg", "block", "layers")]
 
 
+def _placed_cnn(img_size: tuple[int, int], device: Any = None, dtype: Any = None, **options: Any) -> CNN:
+    """Luo's CNN on a device and in a dtype, as every constructor of timm's takes them."""
+    with nullcontext() if device is None else torch.device(device):
+        return CNN(img_size=img_size, **options).to(dtype=dtype)
+
+
 def _fitted_vgg(name: str, img_size: tuple[int, int], **options: Any) -> nn.Module:
     _require_size(name, img_size, _VGG_REDUCTION)
     conv_layer: Callable[..., nn.Module] = options.pop("conv_layer", nn.Conv2d)
@@ -126,7 +148,12 @@ def _fitted_vgg(name: str, img_size: tuple[int, int], **options: Any) -> nn.Modu
         # The head's layers: replaced below, and 120 M parameters need not be drawn for that.
         return nn.Conv2d(in_channels, out_channels, kernel_size, **(arguments | {"device": "meta"}))
 
-    model: Any = model_entrypoint(name)(conv_layer=conv, **options)
+    act = get_act_layer(options.pop("act_layer", nn.ReLU))
+    model: Any = model_entrypoint(name)(
+        conv_layer=conv,
+        act_layer=lambda *trap, **arguments: act(**arguments),  # timm's head calls act_layer(True)
+        **options,
+    )
     last_pool = next(module for module in reversed(model.features) if isinstance(module, nn.MaxPool2d))
     before = [side // (_VGG_REDUCTION // 2) for side in img_size]
     last_pool.ceil_mode = 3 in before
@@ -138,7 +165,7 @@ def _fitted_vgg(name: str, img_size: tuple[int, int], **options: Any) -> nn.Modu
         stretched.fc2.out_channels,
         kernel=(min(cells[0], _VGG_KERNEL), min(cells[1], _VGG_KERNEL)),
         drop_rate=stretched.drop.p,
-        act=options.get("act_layer", nn.ReLU),
+        act=act,
     )
     like = next(model.parameters())
     model.pre_logits = head.to(device=like.device, dtype=like.dtype)

@@ -9,6 +9,7 @@ batch norm off unless asked for.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 from timm.layers import ClassifierHead, get_act_layer
@@ -101,14 +102,11 @@ class CNN(nn.Module):
         self.feature_info.append({"num_chs": channels, "reduction": reduction, "module": f"features.{index}"})
 
     def _stages(self) -> Iterator[nn.Sequential]:
-        """``features`` in pieces that end at the taps of ``feature_info``."""
-        start = 0
-        for info in self.feature_info:
-            end = int(str(info["module"]).rpartition(".")[2]) + 1
-            if end > len(self.features):
-                return
+        """``features`` in pieces that end at the taps of ``feature_info``, the last one at the very end."""
+        ends = [int(str(info["module"]).rpartition(".")[2]) + 1 for info in self.feature_info]
+        ends = [end for end in ends if end <= len(self.features)]
+        for start, end in pairwise((0, *ends[:-1], len(self.features))):
             yield self.features[start:end]
-            start = end
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """How timm's optimizers sort parameters into layers: one group a module of ``features``, or one in all."""

@@ -5,13 +5,9 @@ timm's ``register_model`` looks here for a model's ``default_cfgs`` entry and ad
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 __all__: list[str] = []
 
 default_cfgs: dict[str, Any] = {}
 """Description of each model by name, in timm's form."""
-
-functions: dict[str, Callable[..., Any]] = {}
-"""The functions that timm calls, by name."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from numbers import Integral
 from typing import TypeVar
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "WeightsMismatch",
     "choose",
     "closest",
+    "require_whole",
 ]
 
 T = TypeVar("T")
@@ -94,3 +96,19 @@ def choose(table: Mapping[str, T], name: str, what: str) -> T:
         match = closest(name, table) if isinstance(name, str) else None
         hint = f"; did you mean {match!r}?" if match else "."
         raise UnknownChoice(f"unknown {what} {name!r}{hint} Options: {', '.join(table)}.") from None
+
+
+def require_whole(value: object, what: str, *, least: int) -> int:
+    """``value`` as an int, if it is a whole number of at least ``least``; NumPy's integers are, True is not.
+
+    Raises:
+        InvalidOption: If it is not.
+
+    >>> require_whole(0, "channels", least=1)
+    Traceback (most recent call last):
+    ...
+    ferattn.errors.InvalidOption: channels must be a whole number of at least 1; got 0.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise InvalidOption(f"{what} must be a whole number of at least {least}; got {value!r}.")
+    return int(value)

@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
-from timm.models import generate_default_cfgs, get_pretrained_cfg, register_model
+from timm.models import generate_default_cfgs, get_pretrained_cfg, load_checkpoint, register_model
 from torch import nn
 
 from ferattn import entrypoints
 from ferattn.assembly import build
 from ferattn.backbones import is_timm_backbone
-from ferattn.errors import InvalidOption, UnknownChoice
-from ferattn.sites import Placement
+from ferattn.errors import InvalidOption, UnknownChoice, WeightsMismatch
+from ferattn.placements import Placement
 from ferattn.spec import ModelSpec, first_class_names
+from ferattn.weights import UNREADABLE, told
 
 __all__ = ["create_model", "list_models", "register"]
 
@@ -75,21 +76,37 @@ def create_model(
         if tag:
             raise InvalidOption(f"the weights' tag is given twice: in the name {name!r} and as {pretrained!r}.")
         tag = pretrained
-    known = register(architecture)
-    return timm.create_model(  # type: ignore[no-any-return]
+    known = register(architecture.removeprefix(_PLAIN_PREFIX) if isinstance(architecture, str) else architecture)
+    checkpoint = timm_options.pop("checkpoint_path", None)
+    model: nn.Module = timm.create_model(
         f"{known}.{tag}" if tag else known,
         pretrained=bool(pretrained),
         num_classes=num_classes,
         in_chans=in_chans,
         img_size=img_size,
         placement=placement,
-        attention_options=None if attention_options is None else dict(attention_options),
-        activation_options=None if activation_options is None else dict(activation_options),
+        attention_options=_as_dict("attention_options", attention_options),
+        activation_options=_as_dict("activation_options", activation_options),
         **timm_options,
     )
+    if checkpoint is not None:
+        try:
+            load_checkpoint(model, checkpoint)
+        except UNREADABLE as error:
+            raise WeightsMismatch(
+                f"checkpoint_path {str(checkpoint)!r} could not be loaded: {told(error)}"
+            ) from error
+    return model
 
 
-def list_models(filter: str | Sequence[str] = "*") -> list[str]:
+def _as_dict(name: str, options: Any) -> dict[str, Any] | None:
+    """The options as a dict, which timm can write to a model's config."""
+    if options is not None and not isinstance(options, Mapping):
+        raise InvalidOption(f"{name} must map names to values, such as {{'reduction': 8}}; got {options!r}.")
+    return None if options is None else dict(options)
+
+
+def list_models(filter: str | Sequence[str] | None = "*") -> list[str]:
     """The names of the first-class models, those that match a wildcard pattern or one of several.
 
     Every other VGG, ResNet and ResNetV2 of timm's, and every other activation in ``ACTIVATIONS``, works in
@@ -98,7 +115,7 @@ def list_models(filter: str | Sequence[str] = "*") -> list[str]:
     >>> list_models("resnetv2_50_cbam*")
     ['resnetv2_50_cbam', 'resnetv2_50_cbam_relu', 'resnetv2_50_cbam_elu', 'resnetv2_50_cbam_selu']
     """
-    patterns = [filter] if isinstance(filter, str) else filter
+    patterns = [filter] if isinstance(filter, str) else filter or ["*"]
     return [name for name in first_class_names() if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -161,3 +162,7 @@ def _require_map(x: Tensor, channels: int | None, block: str) -> None:
     # A tracer turns sizes into tensors; comparing those would warn and freeze the result.
     if channels is not None and isinstance(c, int) and c != channels:
         raise InvalidInput(f"{block} was made for {channels} channels; got a map of shape {tuple(x.shape)}.")
+
+
+# A symbolic trace has no shapes to look at: it keeps the check as one call and makes it when the trace runs.
+torch.fx.wrap("_require_map")

@@ -9,18 +9,33 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pickle import UnpicklingError
 from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from ferattn.errors import WeightsMismatch
 from ferattn.heads import FittedHead, fold_stretch
 
-__all__ = ["LoadReport", "load_backbone_weights"]
+__all__ = ["UNREADABLE", "LoadReport", "load_backbone_weights", "source_name", "told"]
 
-_LONGEST = 300  # characters of torch's own message, which can name hundreds of keys
+_LONGEST = 300  # characters
+UNREADABLE = (
+    RuntimeError,  # keys or shapes that do not fit; no weights
+    OSError,  # no such file; the hub is out of reach
+    SafetensorError,
+    UnpicklingError,
+    EOFError,
+    KeyError,  # torch's reader on a file that is no checkpoint
+    ValueError,
+    TypeError,
+    AttributeError,  # a checkpoint that holds something else than tensors by name
+)
+"""What reading a file of weights can raise, from timm, torch, safetensors and the hub client."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -78,7 +93,11 @@ def load_backbone_weights(
     description: dict[str, Any] = plain.pretrained_cfg  # type: ignore[assignment]
     classifier = str(description.get("classifier"))
     own = model.state_dict()
-    weights = {key: value for key, value in plain.state_dict().items() if not key.startswith(f"{classifier}.")}
+    weights = plain.state_dict()
+    if any(
+        value.shape != own.get(key, value).shape for key, value in weights.items() if key.startswith(f"{classifier}.")
+    ):
+        weights = {key: value for key, value in weights.items() if not key.startswith(f"{classifier}.")}
     adapted = _first_convolutions(description) if in_chans != 3 else []
     head = getattr(model, "pre_logits", None)
     if isinstance(head, FittedHead) and weights["pre_logits.fc1.weight"].shape != head.fc1.weight.shape:
@@ -100,7 +119,7 @@ def load_backbone_weights(
             + _listed("Other shapes", shapes)
         )
     model.load_state_dict(weights, strict=False)
-    report = LoadReport(_source_name(description), tuple(weights), tuple(adapted), tuple(missing))
+    report = LoadReport(source_name(description), tuple(weights), tuple(adapted), tuple(missing))
     _logger.info("%s: %s", backbone, report)
     return report, description
 
@@ -112,10 +131,15 @@ def _plain_model(backbone: str, in_chans: int, source: Mapping[str, Any]) -> nn.
             return timm.create_model(  # type: ignore[no-any-return]
                 backbone, pretrained=True, in_chans=in_chans, **source
             )
-    except RuntimeError as error:
-        told = " ".join(str(error).split())
-        shown = told if len(told) <= _LONGEST else f"{told[:_LONGEST]} ..."
-        raise WeightsMismatch(f"no weights for {backbone} could be loaded: {shown}") from error
+    except UNREADABLE as error:
+        raise WeightsMismatch(f"no weights for {backbone} could be loaded: {told(error)}") from error
+
+
+def told(error: Exception) -> str:
+    """What an error says, in one line of bearable length; torch's can name hundreds of keys."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+    return text if isinstance(error, RuntimeError) and text else f"{type(error).__name__}: {text or 'no such file'}"
 
 
 def _first_convolutions(description: Mapping[str, Any]) -> list[str]:
@@ -123,7 +147,8 @@ def _first_convolutions(description: Mapping[str, Any]) -> list[str]:
     return [f"{name}.weight" for name in ((names,) if isinstance(names, str) else names)]
 
 
-def _source_name(description: Mapping[str, Any]) -> str:
+def source_name(description: Mapping[str, Any]) -> str:
+    """Where weights that timm describes so come from."""
     return str(description.get("file") or description.get("hf_hub_id") or description.get("url") or "given weights")
 
 

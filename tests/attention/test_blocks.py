@@ -374,7 +374,9 @@ def test_runs_in_other_dtypes(name: str, dtype: torch.dtype) -> None:
         (lambda: ECA(64, gamma=0), "gamma must be above 0; got 0"),
         (lambda: ECA(64, bias=False, identity_init=True), "needs a bias"),
         (lambda: CBAM(64, kernel_size=6), "spatial kernel_size must be an odd whole number"),
-        (lambda: SpatialGate(kernel_size=0), "spatial kernel_size must be an odd whole number"),
+        (lambda: SpatialGate(kernel_size=0), "spatial kernel_size must be a whole number of at least 1; got 0"),
+        (lambda: ECA(64, gamma="2"), "gamma must be a number; got '2'"),
+        (lambda: ECA(64, b=float("inf")), "b must be a number; got inf"),
         (lambda: CBAM(8), "reduction must be"),
     ],
 )

@@ -62,7 +62,8 @@ def test_show_takes_sizes_and_placements() -> None:
     ("words", "message"),
     [
         (("show", "resnet50_cbma"), "unknown model 'resnet50_cbma'; did you mean 'resnet50_cbam'?"),
-        (("models", "resnt50"), "no model matches 'resnt50'; did you mean 'resnet50'?"),
+        (("models", "resnt50"), "unknown model 'resnt50'; did you mean 'resnet50'?"),
+        (("models", "resnet26_se"), "resnet26_se is not listed here, but works: ferattn show resnet26_se"),
         (("show", "vgg16_se", "--placement", "residual"), "placement 'residual' finds no site in VGG"),
         (("show", "vgg16_se", "--img-size", "8"), "img_size must be at least 32 pixels"),
     ],

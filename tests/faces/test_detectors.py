@@ -100,9 +100,9 @@ def test_pick():
 
 def test_importing_faces_loads_no_optional_library():
     code = (
-        "import sys, ferattn.faces, ferattn.faces.folders; "
+        "import sys, ferattn; before = set(sys.modules); import ferattn.faces, ferattn.faces.folders; "
         "heavy = 'cv2', 'skimage', 'PIL', 'torchvision', 'huggingface_hub', 'onnx'; "
-        "print([m for m in heavy if m in sys.modules])"
+        "print([m for m in heavy if m in set(sys.modules) - before])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -11,8 +11,8 @@ import math
 from torch import Tensor, nn
 
 from ferattn import reference
-from ferattn.attention.excitation import IDENTITY_LOGIT, require_channels, require_odd_kernel
-from ferattn.errors import InvalidOption
+from ferattn.attention.excitation import IDENTITY_LOGIT, require_odd_kernel
+from ferattn.errors import InvalidOption, require_whole
 
 __all__ = ["ECA", "adaptive_kernel_size"]
 
@@ -28,9 +28,12 @@ def adaptive_kernel_size(channels: int, *, gamma: float = 2.0, b: float = 1.0) -
     >>> [adaptive_kernel_size(channels) for channels in (256, 512, 1024, 2048)]
     [5, 5, 5, 7]
     """
+    for name, value in (("gamma", gamma), ("b", b)):
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise InvalidOption(f"{name} must be a number; got {value!r}.")
     if not gamma > 0:
         raise InvalidOption(f"gamma must be above 0; got {gamma!r}.")
-    t = abs((math.log2(require_channels(channels)) + b) / gamma)
+    t = abs((math.log2(require_whole(channels, "channels", least=1)) + b) / gamma)
     return 2 * math.floor(t / 2) + 1
 
 
@@ -70,7 +73,7 @@ class ECA(nn.Module):
         identity_init: bool = False,
     ) -> None:
         super().__init__()
-        self.channels = require_channels(channels)
+        self.channels = channels = require_whole(channels, "channels", least=1)
         self.circular = circular
         if kernel_size is None:
             kernel_size = adaptive_kernel_size(

@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from ferattn.errors import InvalidOption
+from ferattn.errors import InvalidOption, require_whole
 
-__all__ = ["IDENTITY_LOGIT", "Excitation", "require_channels", "require_odd_kernel"]
+__all__ = ["IDENTITY_LOGIT", "Excitation", "require_odd_kernel"]
 
 IDENTITY_LOGIT = 6.0
 """Where an identity start puts a gate's logit: sigmoid(6) = 0.9975, and its slope is still 0.0025, not zero."""
@@ -45,7 +45,7 @@ class Excitation(nn.Module):
         identity_init: bool = False,
     ) -> None:
         super().__init__()
-        self.channels = require_channels(channels)
+        self.channels = channels = require_whole(channels, "channels", least=1)
         self.reduced_channels = _reduced(channels, reduction, reduced_channels)
         self.fc1 = nn.Linear(channels, self.reduced_channels, bias=bias)
         self.fc2 = nn.Linear(self.reduced_channels, channels, bias=bias)
@@ -65,26 +65,15 @@ class Excitation(nn.Module):
         return self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias
 
 
-def require_channels(channels: int) -> int:
-    """Return ``channels`` if it can be a number of channels.
-
-    Raises:
-        InvalidOption: If it cannot.
-    """
-    if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
-        raise InvalidOption(f"channels must be a whole number of at least 1; got {channels!r}.")
-    return channels
-
-
 def require_odd_kernel(kernel_size: int, name: str) -> int:
     """Return ``kernel_size`` if a kernel of that size has a middle.
 
     Raises:
         InvalidOption: If it is even or below 1.
     """
-    if isinstance(kernel_size, bool) or not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
+    if require_whole(kernel_size, name, least=1) % 2 == 0:
         raise InvalidOption(f"{name} must be an odd whole number (1, 3, 5, ...); got {kernel_size!r}.")
-    return kernel_size
+    return int(kernel_size)
 
 
 def _reduced(channels: int, reduction: int | None, reduced_channels: int | None) -> int:
@@ -94,15 +83,13 @@ def _reduced(channels: int, reduction: int | None, reduced_channels: int | None)
                 f"give reduction or reduced_channels, not both; got reduction={reduction!r} and "
                 f"reduced_channels={reduced_channels!r}."
             )
-        if isinstance(reduced_channels, bool) or not isinstance(reduced_channels, int):
-            raise InvalidOption(f"reduced_channels must be a whole number; got {reduced_channels!r}.")
-        if not 1 <= reduced_channels <= channels:
+        if require_whole(reduced_channels, "reduced_channels", least=1) > channels:
             raise InvalidOption(
                 f"reduced_channels must lie between 1 and the block's {channels} channels; got {reduced_channels}."
             )
-        return reduced_channels
-    ratio = DEFAULT_REDUCTION if reduction is None else reduction
-    if isinstance(ratio, bool) or not isinstance(ratio, int) or not 1 <= ratio <= channels:
+        return int(reduced_channels)
+    ratio = require_whole(DEFAULT_REDUCTION if reduction is None else reduction, "reduction", least=1)
+    if ratio > channels:
         raise InvalidOption(
             f"reduction must be a whole number between 1 and the block's {channels} channels; got {ratio!r}. "
             "Use reduced_channels to set the width itself."

@@ -12,10 +12,12 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from ferattn.cli.bench import bench
 from ferattn.cli.crop import crop
 from ferattn.cli.data import data_app
 from ferattn.cli.evaluate import compare, evaluate
 from ferattn.cli.models import models, show
+from ferattn.cli.published import published
 from ferattn.cli.study import study
 from ferattn.cli.train import recipes, train
 from ferattn.errors import FerattnError
@@ -51,6 +53,8 @@ def _root() -> None:
 
 app.command()(models)
 app.command()(show)
+app.command()(published)
+app.command()(bench)
 app.add_typer(data_app, name="data")
 app.command()(crop)
 app.command()(train)

@@ -16,14 +16,13 @@ def models(
 ) -> None:
     """List the first-class models."""
     from ferattn import list_models
-    from ferattn.errors import UnknownChoice, closest
+    from ferattn.errors import UnknownChoice
     from ferattn.spec import ModelSpec
 
     names = list_models(pattern)
     if not names:
-        match = closest(pattern.strip("*"), list_models())
-        hint = f"; did you mean {match!r}?" if match else "."
-        raise UnknownChoice(f"no model matches {pattern!r}{hint} Patterns take wildcards, such as '*cbam*'.")
+        spec = ModelSpec.parse(pattern.strip("*"))  # a name that is none says so, with the options
+        raise UnknownChoice(f"{spec} is not listed here, but works: ferattn show {spec}.")
     table = Table("name", "backbone", "attention", "activation", box=None, header_style="bold")
     for name in names:
         spec = ModelSpec.parse(name)

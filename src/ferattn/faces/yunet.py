@@ -113,8 +113,11 @@ def import_cv2(what: str, needed: str) -> ModuleType:
 @contextmanager
 def quiet(cv2: ModuleType) -> Iterator[None]:
     """Keep OpenCV from printing while a network is loaded: what goes wrong is raised, the rest is noise."""
-    before = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    # OpenCV 4 has the switch at the top, OpenCV 5 in a module of its own; 0 is silent in both.
+    switch = getattr(cv2.utils, "logging", cv2)
+    before = switch.getLogLevel()
+    switch.setLogLevel(0)
     try:
         yield
     finally:
-        cv2.utils.logging.setLogLevel(before)
+        switch.setLogLevel(before)
