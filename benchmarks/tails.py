@@ -46,6 +46,7 @@ class Modules(nn.Module):
         self.bn, self.attention, self.act = nn.BatchNorm2d(channels), attention, nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        """From the convolution's output to the block's."""
         x = self.bn(x)
         if self.attention is not None:
             x = self.attention(x)
@@ -57,6 +58,7 @@ class Fused(Modules):
     """The same modules, computed by ``fused_tail``."""
 
     def forward(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        """From the convolution's output to the block's."""
         bn, block = self.bn, self.attention
         norm = Norm(bn.weight, bn.bias, bn.running_mean, bn.running_var, self.training, bn.momentum or 0.1, bn.eps)
         if isinstance(block, SE):
@@ -70,6 +72,7 @@ class Fused(Modules):
 
 
 def variants(attention: str, channels: int, *, compiled: bool) -> dict[str, nn.Module]:
+    """The tails to compare, by name."""
     eager = {
         "plain eager": Modules(channels, None),
         "timm eager": Modules(channels, TIMMS[attention](channels)),
@@ -84,6 +87,7 @@ def variants(attention: str, channels: int, *, compiled: bool) -> dict[str, nn.M
 
 
 def step(tail: nn.Module, x: Tensor, shortcut: Tensor, dout: Tensor, *, training: bool) -> Callable[[], None]:
+    """One run: forward alone, or forward and backward."""
     if not training:
 
         def infer() -> None:
@@ -101,6 +105,7 @@ def step(tail: nn.Module, x: Tensor, shortcut: Tensor, dout: Tensor, *, training
 
 
 def measure(cases: dict[str, Callable[[], None]], repeats: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+    """Seconds of every run of every case, the cases taking turns."""
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for run in cases.values():
         run()
@@ -114,6 +119,7 @@ def measure(cases: dict[str, Callable[[], None]], repeats: int, clock: Callable[
 
 
 def main() -> None:
+    """Read the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--attention", nargs="+", choices=sorted(OURS), default=sorted(OURS))
     parser.add_argument("--image", nargs="+", type=int, default=[48], help="sides of the pictures in pixels")
@@ -124,7 +130,10 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", type=int, choices=[1, 2, 3, 4], default=[1, 2, 3, 4])
     parser.add_argument("--eager", action="store_true", help="leave the compiled variants out")
     parser.add_argument(
-        "--clock", choices=sorted(CLOCKS), default="processor", help="processor time leaves out what other programs took"
+        "--clock",
+        choices=sorted(CLOCKS),
+        default="processor",
+        help="processor time leaves out what other programs took",
     )
     parser.add_argument("--out", type=Path, help="write all figures there, as JSON")
     options = parser.parse_args()
@@ -150,6 +159,7 @@ def main() -> None:
 
 
 def measure_shape(attention: str, channels: int, side: int, layout: str, options: Any) -> list[dict[str, Any]]:
+    """All variants on one shape."""
     torch.manual_seed(0)
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     shape = (options.batch, channels, side, side)
@@ -176,7 +186,9 @@ def measure_shape(attention: str, channels: int, side: int, layout: str, options
                 "over_timm_eager": statistics.median(ratios),
             }
             rows.append(row)
-            print(f"   {name:16s} {row['median_ms']:9.3f} ms   {row['over_timm_eager']:5.2f} x timm eager", flush=True)
+            print(
+                f"   {name:16s} {row['median_ms']:9.3f} ms   {row['over_timm_eager']:5.2f} x timm eager", flush=True
+            )
     return rows
 
 

@@ -14,7 +14,7 @@ FLOORS = [
     {"errors", "reference", "entrypoints"},
     {"heads", "kernels"},
     {"activations", "attention", "sites", "cnn"},
-    {"backbones"},
+    {"backbones", "residual"},
     {"spec", "weights"},
     {"assembly"},
     {"factory"},

@@ -14,6 +14,7 @@ from ferattn.activations import swap_activations
 from ferattn.attention import ATTENTION
 from ferattn.backbones import build_backbone, feature_options, image_size, is_timm_backbone
 from ferattn.errors import InvalidOption, UnknownChoice, WeightsMismatch, closest
+from ferattn.residual import fuse_tails
 from ferattn.sites import Placement, Site, attach
 from ferattn.spec import ModelSpec
 from ferattn.weights import load_backbone_weights
@@ -81,6 +82,7 @@ def _construct(
     placement: Placement | None = None,
     attention_options: Mapping[str, Any] | None = None,
     activation_options: Mapping[str, Any] | None = None,
+    fused: bool | str = "auto",
     **options: Any,
 ) -> nn.Module:
     """Backbone, then activation, then attention, then the backbone's weights; ``parts`` takes what is left to say."""
@@ -92,6 +94,7 @@ def _construct(
         swap_activations(model, spec.activation, **activation_options)
     if block is not None:
         attach(model, block, placement)
+    fuse_tails(model, fused)
     sites: tuple[Site, ...] = getattr(model, "attention_sites", ())
     parts["blocks"] = [(model.get_submodule(site.path), site.channels) for site in sites]
     if source is not None:

@@ -70,9 +70,7 @@ def spatial_forward(pooled: Tensor, weight: Tensor, bias: Tensor | None) -> Tens
     return torch.sigmoid(F.conv2d(pooled, weight, bias, padding=weight.shape[-1] // 2))
 
 
-def spatial_backward(
-    dgate: Tensor, gate: Tensor, pooled: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def spatial_backward(dgate: Tensor, gate: Tensor, pooled: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`spatial_forward`: by the pooled map, the filter and its bias."""
     dlogits = dgate * gate * (1 - gate)
     p = weight.shape[-1] // 2

@@ -26,7 +26,16 @@ from ferattn.kernels.gates import (
 )
 from ferattn.kernels.parts import Norm
 
-__all__ = ["FROM_INPUT", "Options", "Small", "accumulator", "backward", "differentiable_backward", "forward", "statistics"]
+__all__ = [
+    "FROM_INPUT",
+    "Options",
+    "Small",
+    "accumulator",
+    "backward",
+    "differentiable_backward",
+    "forward",
+    "statistics",
+]
 
 FROM_INPUT = ("silu",)
 """Activations whose derivative cannot be told from their output."""
@@ -153,7 +162,7 @@ def backward(
         if o.flag:
             du.add_(through_pools)
     total, moment = du.sum((2, 3)), (du * xc).sum((2, 3))
-    dg = moment if a is None else a * moment + p.bias * total
+    dg = moment if a is None or p.bias is None else a * moment + p.bias * total
     if o.kind == "eca":
         dpool, dconv, dconv_bias = eca_backward(dg, g, pools[0], p.conv, o.flag)
         dpools: tuple[Tensor, ...] = (dpool,)
@@ -224,7 +233,7 @@ def _prepared(x: Tensor, p: Small) -> tuple[Small, Tensor | None]:
 def _pools(p: Small, a: Tensor | None) -> tuple[Tensor, ...]:
     """The pools of y from those of x."""
     pools = (_centred(pool, p.mean) for pool in (p.pool, p.peak) if pool is not None)
-    return tuple(pool if a is None else pool * a + p.bias for pool in pools)
+    return tuple(pool if a is None or p.bias is None else pool * a + p.bias for pool in pools)
 
 
 def _channel_gate(p: Small, o: Options, pools: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -239,7 +248,7 @@ def _map(t: Tensor) -> Tensor:
 
 
 def _centred(t: Tensor, mean: Tensor | None) -> Tensor:
-    """t - mean, of a map or of its pools; t itself without a norm."""
+    """Subtract the mean from a map or its pools; without a norm there is none."""
     if t.ndim != 4:
         return t if mean is None else t - mean
     t = t.to(accumulator(t))

@@ -44,7 +44,7 @@ def plain_tail(x: Tensor, shortcut: Tensor | None, gate: Gate, norm: Norm | None
     z = z if shortcut is None else z + shortcut
     if act.name == "elu":
         return F.elu(z, act.alpha)
-    return z if act.name == "identity" else getattr(F, act.name)(z)  # type: ignore[no-any-return]
+    return z if act.name == "identity" else getattr(F, act.name)(z)
 
 
 def fused_tail(
@@ -96,7 +96,7 @@ def fused_tail(
         small = (norm.weight, norm.bias, mean, inv, pool, peak, *weights)
         options = (kind, flag, norm.training, norm.eps, act.name, act.alpha, ties)
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, shortcut, *small)):
-            return _Tail.apply(x, shortcut, *small, *options)  # type: ignore[no-any-return,no-untyped-call]
+            return _Tail.apply(x, shortcut, *small, *options)  # type: ignore[no-any-return]
         return forward(x, shortcut, Small(*small), Options(*options))[0]
 
 
@@ -148,7 +148,8 @@ def _no_autocast(x: Tensor) -> AbstractContextManager[Any]:
 def _require(x: Tensor, shortcut: Tensor | None, gate: Gate, norm: Norm | None, act: Act) -> None:
     if x.ndim != 4 or not x.is_floating_point():
         raise InvalidInput(
-            f"a tail takes a floating-point feature map of shape (b, c, h, w); got {x.dtype} of shape {tuple(x.shape)}."
+            "a tail takes a floating-point feature map of shape (b, c, h, w); "
+            f"got {x.dtype} of shape {tuple(x.shape)}."
         )
     if shortcut is not None and (shortcut.shape != x.shape or shortcut.dtype != x.dtype):
         raise InvalidInput(
