@@ -213,7 +213,11 @@ def differentiable_backward(
     else:
         z = reference.cbam(y, p.w1, p.b1, p.w2, p.b2, p.conv, p.conv_bias, refined=o.flag)
     decisive = kept if o.act not in FROM_INPUT else z if kept is None else z + kept
-    dz = _act_backward(dout.to(acc), decisive, o)
+    if decisive is not None and o.act == "silu":  # PyTorch has no second derivative of its own for it
+        sigmoid = torch.sigmoid(decisive)
+        dz = dout.to(acc) * sigmoid * (1 + decisive * (1 - sigmoid))
+    else:
+        dz = _act_backward(dout.to(acc), decisive, o)
     wanted = [t for t in inputs if t is not None and t.requires_grad]
     found = iter(torch.autograd.grad(z, wanted, dz, create_graph=True) if wanted else ())
     dx, *rest = (next(found) if t is not None and t.requires_grad else None for t in inputs)
