@@ -36,7 +36,7 @@ def fuse_tails(model: nn.Module, fused: bool | str = "auto") -> int:
     Args:
         model: A ResNet or ResNetV2 with attention at the placement ``"residual"`` or ``"residual-last"``.
         fused: True wherever possible; False nowhere: timm's own blocks again; ``"auto"`` where it was measured to
-            be faster: under ``torch.compile``, and on a CPU when training without it.
+            make whole models faster: under ``torch.compile``.
 
     Returns:
         How many blocks have such a tail.
@@ -79,7 +79,7 @@ def fuse_tails(model: nn.Module, fused: bool | str = "auto") -> int:
 def explain(model: nn.Module) -> dict[str, str]:
     """How each residual block of a model, or a block alone, would compute its tail now, and why.
 
-    Train or eval mode and gradients on or off matter, as does what is attached to the modules.
+    That is, in eager PyTorch: train or eval mode matters, and what is attached to the modules.
 
     Returns:
         For each residual block's path, ``"fused"`` or ``"module by module: <reason>"``.
@@ -95,7 +95,7 @@ def explain(model: nn.Module) -> dict[str, str]:
             if _attention(block) is None:
                 reason = "no attention before the addition"
             elif isinstance(block, _Tail) and reason is None:
-                reason = _not_worth_it(block, next(block.parameters()).device.type)
+                reason = _not_worth_it(block)
             found[path] = "fused" if reason is None else f"module by module: {reason}"
     return found
 
@@ -124,7 +124,7 @@ class _Tail(nn.Module):
 
     def finish(self, x: Tensor, shortcut: Tensor) -> Tensor:
         """From the last convolution's output to the block's."""
-        if _refusal(self) is None and _fits(self, x, shortcut) and _not_worth_it(self, x.device.type) is None:
+        if _refusal(self) is None and _fits(self, x, shortcut) and _not_worth_it(self) is None:
             norm, act = (None if name is None else getattr(self, name) for name in self.tail_names)
             return fused_tail(x, shortcut, _gate(_attention(self)), _norm(norm), _act(act) or Act())
         return self.by_module(x, shortcut)
@@ -222,7 +222,7 @@ def _refusal(block: Any) -> str | None:
     if act is not None and _act(act) is None:
         return f"the activation is a {type(act).__name__}{'' if type(act) is not nn.ELU else ' with alpha <= 0'}"
     paths = [] if block.drop_path is None else list(block.drop_path.modules())
-    inside = set(attention.modules())
+    inside = list(attention.modules())
     for module in paths:
         if type(module) is DropPath:
             if module.training and module.drop_prob > 0:
@@ -264,16 +264,11 @@ def _fits(block: Any, x: Any, shortcut: Any) -> bool:
     )
 
 
-def _not_worth_it(block: Any, device: str) -> str | None:
+def _not_worth_it(block: Any) -> str | None:
     """Why ``fused="auto"`` leaves this tail alone; None if it does not. The figures are in benchmarks/tails.md."""
     if block.fused is True or torch.compiler.is_compiling():
         return None
-    if device != "cpu":
-        return "eager on this device, where the fused tail has not been measured"
-    norm = block.tail_names[0]
-    if not torch.is_grad_enabled() or (norm is not None and not getattr(block, norm).training):
-        return "eager inference, where PyTorch's own batch norm is the faster"
-    return None
+    return "eager, where whole models were measured to be no faster fused; torch.compile fuses it"
 
 
 def _batch_statistics(norm: Any) -> bool:
