@@ -175,7 +175,7 @@ def test_autocast_does_not_reach_into_the_tail(kind: str) -> None:
 
 
 def test_a_large_mean_is_not_cancelled_away() -> None:
-    """Means of 15 deviations: the mean of squares less the squared mean would lose 50 times what is allowed here."""
+    """Channel means of 15 deviations; the shared rounding of the mean itself is allowed for."""
     torch.manual_seed(4)
     case = Case("se", "train", Act("relu"), (4, 8, 7, 7))
     case.maps[0] = (case.maps[0] + 30).float().double()
