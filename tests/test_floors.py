@@ -15,7 +15,7 @@ FLOORS = [
     {"statistics"},
     {"heads", "kernels"},
     {"activations", "attention", "placements", "cnn"},
-    {"sites", "backbones"},
+    {"sites", "backbones", "residual"},
     {"spec", "weights"},
     {"assembly"},
     {"factory"},

@@ -15,6 +15,7 @@ from ferattn.attention import ATTENTION
 from ferattn.backbones import build_backbone, feature_options, image_size, is_timm_backbone
 from ferattn.errors import FerattnError, InvalidOption, UnknownChoice, WeightsMismatch, closest, require_whole
 from ferattn.placements import Placement
+from ferattn.residual import fuse_tails
 from ferattn.sites import Site, attach
 from ferattn.spec import ModelSpec
 from ferattn.weights import UNREADABLE, LoadReport, load_backbone_weights, source_name, told
@@ -107,6 +108,7 @@ def _construct(
     placement: Placement | None = None,
     attention_options: Mapping[str, Any] | None = None,
     activation_options: Mapping[str, Any] | None = None,
+    fused: bool | str = False,
     **options: Any,
 ) -> nn.Module:
     """Backbone, then activation, then attention, then the backbone's weights; ``parts`` takes what is left to say."""
@@ -118,6 +120,7 @@ def _construct(
         swap_activations(model, spec.activation, **activation_options)
     if block is not None:
         attach(model, block, placement)
+    fuse_tails(model, fused)
     sites: tuple[Site, ...] = getattr(model, "attention_sites", ())
     parts["blocks"] = [(model.get_submodule(site.path), site.channels) for site in sites]
     if source is not None:

@@ -33,6 +33,7 @@ def create_model(
     placement: Placement | None = None,
     attention_options: Mapping[str, Any] | None = None,
     activation_options: Mapping[str, Any] | None = None,
+    fused: bool | str = False,
     **timm_options: Any,
 ) -> nn.Module:
     """Build a model from its name, ``<backbone>[_<attention>][_<activation>]``.
@@ -49,6 +50,9 @@ def create_model(
         placement: Where the blocks go; see :func:`ferattn.attach`. By default the model's usual one.
         attention_options: Keyword arguments of the block, such as ``{"reduction": 8}``.
         activation_options: Keyword arguments ``keep`` and ``init`` of :func:`ferattn.swap_activations`.
+        fused: Compute norm, attention, addition and activation at a residual block's end as one operation: True,
+            False, or ``"auto"``, under ``torch.compile`` only. Young, so off unless asked for; see
+            :func:`ferattn.residual.fuse_tails`.
         **timm_options: timm's own: ``drop_rate``, ``drop_path_rate``, ``global_pool``, ``features_only``,
             ``out_indices``, ``pretrained_cfg_overlay``, ``cache_dir``, ``checkpoint_path``, ...
 
@@ -87,6 +91,7 @@ def create_model(
         placement=placement,
         attention_options=_as_dict("attention_options", attention_options),
         activation_options=_as_dict("activation_options", activation_options),
+        fused=fused,
         **timm_options,
     )
     if checkpoint is not None:

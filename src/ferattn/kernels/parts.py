@@ -1,0 +1,77 @@
+"""What a block tail is made of: its norm, its gate and its activation, as plain tensors and numbers.
+
+``Norm`` and the gates hold what :func:`ferattn.kernels.fused_tail` needs of a module; they compute nothing.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+__all__ = ["ACTS", "Act", "CBAMGate", "ECAGate", "Gate", "Norm", "SEGate"]
+
+ACTS = ("identity", "relu", "elu", "selu", "silu")
+"""The activations that a tail can end in."""
+
+
+class Norm(NamedTuple):
+    """A batch norm over the c channels of a map.
+
+    Attributes:
+        weight: gamma, (c), or None for ones.
+        bias: beta, (c), or None for zeros.
+        running_mean: (c), or None. Required where ``training`` is False.
+        running_var: (c), or None, likewise.
+        training: Normalise by the batch's own statistics, and blend them into the running ones.
+        momentum: Share of the batch in the running statistics.
+        eps: Added to the variance.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    training: bool
+    momentum: float = 0.1
+    eps: float = 1e-5
+
+
+class SEGate(NamedTuple):
+    """Squeeze-and-excitation: the arguments of :func:`ferattn.reference.se`."""
+
+    w1: Tensor
+    b1: Tensor | None
+    w2: Tensor
+    b2: Tensor | None
+
+
+class ECAGate(NamedTuple):
+    """Efficient channel attention: the arguments of :func:`ferattn.reference.eca`."""
+
+    weight: Tensor
+    bias: Tensor | None
+    channels: int
+    circular: bool = False
+
+
+class CBAMGate(NamedTuple):
+    """CBAM without a norm in its spatial gate: the arguments of :func:`ferattn.reference.cbam`."""
+
+    w1: Tensor
+    b1: Tensor | None
+    w2: Tensor
+    b2: Tensor | None
+    weight: Tensor
+    bias: Tensor | None
+    refined: bool = True
+
+
+class Act(NamedTuple):
+    """An activation: one of ``ACTS``, and the alpha of an ELU."""
+
+    name: str = "identity"
+    alpha: float = 1.0
+
+
+Gate = SEGate | ECAGate | CBAMGate

@@ -1,0 +1,171 @@
+"""The tail of a residual block in few passes: batch norm -> attention -> + shortcut -> activation.
+
+The norm's statistics and the attention's pools come from the same pass over the convolution's output, and the norm's
+backward sums follow from sums that the attention takes anyway. Only the convolution's output, the tail's own output
+(the shortcut instead, for SiLU) and small tensors are saved; the rest is computed again.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ferattn import reference
+from ferattn.errors import InvalidInput, InvalidOption, choose
+from ferattn.kernels.parts import ACTS, Act, CBAMGate, ECAGate, Gate, Norm, SEGate
+from ferattn.kernels.passes import FROM_INPUT, Options, Small, backward, differentiable_backward, forward, statistics
+
+__all__ = ["fused_tail", "plain_tail"]
+
+_TIES = ("shared", "first")
+_PLAIN = Act()
+
+
+def plain_tail(x: Tensor, shortcut: Tensor | None, gate: Gate, norm: Norm | None = None, act: Act = _PLAIN) -> Tensor:
+    """The tail module by module, as PyTorch computes it: what :func:`fused_tail` has to equal.
+
+    Arguments, shape and errors as :func:`fused_tail`.
+    """
+    _require(x, shortcut, gate, norm, act)
+    y = x
+    if norm is not None:
+        buffers = (norm.running_mean, norm.running_var)
+        y = F.batch_norm(x, *buffers, norm.weight, norm.bias, norm.training, norm.momentum, norm.eps)
+    if isinstance(gate, SEGate):
+        z = reference.se(y, *gate)
+    elif isinstance(gate, ECAGate):
+        z = reference.eca(y, gate.weight, gate.bias, channels=gate.channels, circular=gate.circular)
+    else:
+        z = reference.cbam(y, *gate[:6], refined=gate.refined)
+    z = z if shortcut is None else z + shortcut
+    if act.name == "elu":
+        return F.elu(z, act.alpha)
+    return z if act.name == "identity" else getattr(F, act.name)(z)
+
+
+def fused_tail(
+    x: Tensor,
+    shortcut: Tensor | None,
+    gate: Gate,
+    norm: Norm | None = None,
+    act: Act = _PLAIN,
+    *,
+    ties: str = "shared",
+) -> Tensor:
+    """act(attention(norm(x)) + shortcut) in explicit passes, with the backward written out.
+
+    Half-precision maps are summed, gated and normalised in float32 and rounded once, at the end. For a second
+    derivative the backward goes through the formulas of :mod:`ferattn.reference`.
+
+    Args:
+        x: The last convolution's output.
+        shortcut: What is added before the activation, of x's shape and dtype, or None.
+        gate: The attention: ``SEGate``, ``ECAGate`` or ``CBAMGate``.
+        norm: The batch norm before the attention, or None. In training its running statistics are updated in place.
+        act: The activation at the end.
+        ties: Where several places hold a maximum, CBAM's gradient is ``"shared"`` evenly between them, as
+            ``torch.amax`` does it and the blocks of :mod:`ferattn.attention` with it, or goes to the ``"first"``.
+            A second derivative always shares.
+
+    Shape: (b, c, h, w) to (b, c, h, w).
+
+    Raises:
+        InvalidInput: If x is no floating-point (b, c, h, w) map, if the shortcut differs from it in shape or dtype,
+            if the gate was made for other channels, or if a training norm gets one value per channel.
+        InvalidOption: If a norm that is not training has no running statistics, or an ELU's alpha is not above 0.
+        UnknownChoice: If there is no such activation or rule for ties.
+
+    >>> x, shortcut = torch.randn(2, 2, 8, 6, 6)
+    >>> norm = Norm(torch.ones(8), torch.zeros(8), None, None, training=True)
+    >>> fused_tail(x, shortcut, ECAGate(torch.ones(1, 1, 3), None, 8), norm, Act("relu")).shape
+    torch.Size([2, 8, 6, 6])
+    """
+    _require(x, shortcut, gate, norm, act)
+    if ties not in _TIES:
+        choose(dict.fromkeys(_TIES), ties, "rule for ties")
+    with _no_autocast(x):
+        with torch.no_grad():
+            mean, inv, pool, peak = statistics(x, norm, with_peak=isinstance(gate, CBAMGate), ties=ties)
+        if norm is None:
+            norm = Norm(None, None, None, None, training=False)
+        kind, flag, weights = _flat(gate)
+        small = (norm.weight, norm.bias, mean, inv, pool, peak, *weights)
+        options = (kind, flag, norm.training, norm.eps, act.name, act.alpha, ties)
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, shortcut, *small)):
+            return _Tail.apply(x, shortcut, *small, *options)  # type: ignore[no-any-return]
+        return forward(x, shortcut, Small(*small), Options(*options))[0]
+
+
+class _Tail(torch.autograd.Function):
+    """The passes tied into autograd: x, the shortcut, what is in ``Small``, what is in ``Options``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shortcut: Tensor | None, *rest: Any) -> Tensor:
+        small, options = Small(*rest[: len(Small._fields)]), Options(*rest[len(Small._fields) :])
+        out, pooled, s = forward(x, shortcut, small, options)
+        kept = None if options.act == "identity" else shortcut if options.act in FROM_INPUT else out
+        ctx.save_for_backward(x, kept, pooled, s, *small)
+        ctx.options = tuple(options)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        x, kept, pooled, s, *rest = ctx.saved_tensors
+        small, options = Small(*rest), Options(*ctx.options)
+        with _no_autocast(x):
+            if torch.is_grad_enabled():
+                found = differentiable_backward(gradients[0], x, kept, small, options)
+            else:
+                found = backward(gradients[0], x, kept, pooled, s, small, options)
+        dx, dshortcut, dweight, dbias, *dgate = found
+        in_order = (dx, dshortcut, dweight, dbias, None, None, None, None, *dgate, *(None for _ in options))
+        return tuple(
+            gradient if needed else None for gradient, needed in zip(in_order, ctx.needs_input_grad, strict=True)
+        )
+
+
+def _flat(gate: Gate) -> tuple[str, bool, tuple[Tensor | None, ...]]:
+    """A gate's kind, its flag and its weights as ``Small`` holds them."""
+    if isinstance(gate, SEGate):
+        return "se", False, (*gate, None, None)
+    if isinstance(gate, ECAGate):
+        return "eca", gate.circular, (None, None, None, None, gate.weight, gate.bias)
+    return "cbam", gate.refined, (gate.w1, gate.b1, gate.w2, gate.b2, gate.weight, gate.bias)
+
+
+def _no_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """The passes choose their dtypes themselves."""
+    device = x.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
+def _require(x: Tensor, shortcut: Tensor | None, gate: Gate, norm: Norm | None, act: Act) -> None:
+    if x.ndim != 4 or not x.is_floating_point():
+        raise InvalidInput(
+            "a tail takes a floating-point feature map of shape (b, c, h, w); "
+            f"got {x.dtype} of shape {tuple(x.shape)}."
+        )
+    if shortcut is not None and (shortcut.shape != x.shape or shortcut.dtype != x.dtype):
+        raise InvalidInput(
+            f"the shortcut must be like the map, {x.dtype} of shape {tuple(x.shape)}; "
+            f"got {shortcut.dtype} of shape {tuple(shortcut.shape)}."
+        )
+    channels = gate.channels if isinstance(gate, ECAGate) else gate.w1.shape[1]
+    if x.shape[1] != channels:
+        raise InvalidInput(f"the gate was made for {channels} channels; got a map of shape {tuple(x.shape)}.")
+    if norm is not None and not norm.training and (norm.running_mean is None or norm.running_var is None):
+        raise InvalidOption("a norm with training=False needs running_mean and running_var.")
+    if norm is not None and norm.training and x.shape[0] * x.shape[2] * x.shape[3] == 1:
+        raise InvalidInput(
+            f"Expected more than 1 value per channel when training; got a map of shape {tuple(x.shape)}."
+        )
+    if act.name not in ACTS:
+        choose(dict.fromkeys(ACTS), act.name, "activation")
+    if act.name == "elu" and not act.alpha > 0:
+        raise InvalidOption(f"alpha of an ELU must be above 0 in a fused tail; got {act.alpha!r}.")
