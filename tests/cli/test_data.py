@@ -84,3 +84,50 @@ def test_mistakes_end_in_one_line_and_code_2(tmp_path, words, said):
     assert result.exit_code == 2
     assert said in result.output
     assert len(result.output.strip().splitlines()) == 1
+
+
+def test_the_data_is_never_written_over(tmp_path):
+    root = fer_tree(tmp_path / "fer")
+    inside = next(path for path in root.rglob("*") if path.is_file())
+    before = inside.read_bytes()
+    for words in (("split", root, inside), ("info", root, "--json", inside), ("info", root, "--sheet", inside),
+                  ("check", root, "--json", inside)):  # fmt: skip
+        result = run(*words)
+        assert result.exit_code == 2
+        assert "belongs to the data" in result.output
+    assert inside.read_bytes() == before
+
+
+def test_check_refuses_a_scheme_beside_a_split_file(tmp_path):
+    root = ck48_tree(tmp_path / "ck")
+    out = tmp_path / "folds.json"
+    assert run("split", root, out, "--scheme", "subject-10-fold").exit_code == 0
+    result = run("check", root, "--split", out, "--seed", 9)
+    assert result.exit_code == 2
+    assert "they would do nothing" in result.output
+
+
+def test_a_merged_test_is_not_the_official_split(tmp_path):
+    for index, part in enumerate(("train", "test")):
+        for name in ("angry", "happy"):
+            folder = tmp_path / "fer" / part / name
+            folder.mkdir(parents=True)
+            for number in range(3):
+                pixels = np.random.default_rng([index, number]).integers(0, 256, (48, 48), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    result = run("split", tmp_path / "fer", tmp_path / "s.json", "--dataset", "fer2013")
+    assert result.exit_code == 2
+    assert "merged-test" in result.output
+    result = run("split", tmp_path / "fer", tmp_path / "s.json", "--dataset", "fer2013", "--scheme", "merged-test")
+    assert "not honest" in result.output
+
+
+def test_crops_of_jaffe_are_jaffe_still(tmp_path):
+    root = jaffe_tree(tmp_path / "jaffe")
+    for path in root.rglob("*.tiff"):
+        with Image.open(path) as picture:
+            picture.save(path.with_suffix(".png"))
+        path.unlink()
+    result = run("info", root)
+    assert "JAFFE: 70 images" in result.output
+    assert "subjects: 10" in result.output

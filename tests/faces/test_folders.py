@@ -386,3 +386,29 @@ def test_real_pictures(fer2013_zip, yunet_onnx, tmp_path):
     )
     assert summary.readable == len(names)
     assert 0.88 < summary.found_share < 0.98
+
+
+def test_no_two_pictures_share_a_crop():
+    from ferattn.faces.folders import _outputs
+    from ferattn.faces.sources import Item
+
+    names = ["a.jpg", "a.png", "a.jpg.png", "A.JPG.bmp", "b.png"]
+    outputs = _outputs([Item(name=name, stamp="0") for name in names])
+    assert len({output.casefold() for output in outputs.values()}) == len(names)
+    assert outputs["b.png"] == "b.png"
+
+
+def unless_black(image):
+    return middle(image) if image.max() > 0 else []
+
+
+def test_crops_that_are_nobodys_any_more_are_taken_away(pictures, tmp_path):
+    out = tmp_path / "out"
+    crop_folder(pictures, out, detector=unless_black, size=32)
+    kept = {name for name in files(out) if name.endswith(".png")}
+    (pictures / "sad/a.png").unlink()
+    Image.fromarray(np.zeros((31, 40), dtype=np.uint8)).save(pictures / "happy/a.png")
+    summary = crop_folder(pictures, out, detector=unless_black, size=32)
+    assert summary.kept == 2
+    assert kept - {name for name in files(out) if name.endswith(".png")} == {"happy/a.png", "sad/a.png"}
+    assert set(report(out)) == {"happy/a.png", "happy/b.jpg", "sad/deep/c.bmp"}

@@ -59,6 +59,17 @@ def _report_skipped(dataset: FaceDataset, console: Console, limit: int = 20) -> 
         console.print(f"... and {len(dataset.skipped) - limit} more skipped", style="yellow")
 
 
+def _require_apart(root: Path, *targets: Path | None) -> None:
+    """Refuse to write over the data."""
+    from ferattn.errors import InvalidOption
+
+    for target in targets:
+        if target is None or not target.exists():
+            continue
+        if target.resolve() == root.resolve() or target.resolve().is_relative_to(root.resolve()):
+            raise InvalidOption(f"{str(target)!r} belongs to the data in {str(root)!r}; write to another file.")
+
+
 @data_app.command()
 def info(
     root: Root,
@@ -73,6 +84,7 @@ def info(
 
     from ferattn.data import contact_sheet, summarize
 
+    _require_apart(root, sheet, json_file)
     console = _console()
     data = _open(root, dataset, skip_bad)
     summary = summarize(data)
@@ -111,6 +123,7 @@ def split(
     """Divide a dataset and save who is where, with a checksum of the data."""
     from ferattn.data import make_splits, save_splits
 
+    _require_apart(root, out)
     console = _console()
     data = _open(root, dataset, skip_bad)
     splits = make_splits(scheme, data, seed)
@@ -139,6 +152,9 @@ def check(
     from ferattn.data import check_leaks, load_splits, make_splits
     from ferattn.errors import InvalidOption
 
+    _require_apart(root, json_file)
+    if split_file is not None and (scheme != "official" or seed != 0):
+        raise InvalidOption("--scheme and --seed make a split; with --split FILE they would do nothing.")
     console = _console()
     data = _open(root, dataset, skip_bad)
     splits: Splits = make_splits(scheme, data, seed) if split_file is None else load_splits(split_file, data)

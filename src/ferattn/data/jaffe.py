@@ -17,14 +17,14 @@ from ferattn.errors import InvalidInput
 
 __all__ = ["JAFFE"]
 
-_NAME = re.compile(r"([A-Z]{2})\.([A-Z]{2})\d\.\d+\.tiff?", re.IGNORECASE)
+_NAME = re.compile(r"([A-Z]{2})\.([A-Z]{2})\d\.\d+\.(?:tiff?|png|jpe?g|bmp)", re.IGNORECASE)
 
 
 class JAFFE(FaceDataset):
     """JAFFE with the subject of every image, in FER2013's seven classes.
 
     Reads files named ``KA.AN1.39.tiff`` (subject KA, anger, first picture, number 39), wherever they lie
-    under ``root``.
+    under ``root``; PNG, JPEG and BMP as well, so that crops of them are read too.
 
     Args:
         root: A folder or a zip.

@@ -33,7 +33,7 @@ _SIGNS = {
         re.IGNORECASE,
     ),
     "ckplus": re.compile(r"(.*/)?S\d{3}_\d{3}_\d{8}\.\w+", re.IGNORECASE),
-    "jaffe": re.compile(r"(.*/)?[A-Z]{2}\.(AN|DI|FE|HA|NE|SA|SU)\d\.\d+\.tiff?", re.IGNORECASE),
+    "jaffe": re.compile(r"(.*/)?[A-Z]{2}\.(AN|DI|FE|HA|NE|SA|SU)\d\.\d+\.(?:tiff?|png|jpe?g|bmp)", re.IGNORECASE),
 }
 
 

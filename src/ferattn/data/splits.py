@@ -78,6 +78,11 @@ def official(dataset: FaceDataset) -> Splits:
     table = {name: rows for name, rows in part_table(dataset.records).items() if name in (dataset.parts or ())}
     if len(table) < 2:
         raise InvalidOption(f"{dataset.name} has no official split here; its parts: {', '.join(table) or 'none'}.")
+    if "merged" in table:
+        raise InvalidOption(
+            f"{dataset.name} has no official split here: the files do not say which test images are public and which "
+            "private. The scheme 'merged-test' takes them together, and says that it is not honest."
+        )
     return Splits("official", honest=True, seed=None, folds=(table,))
 
 

@@ -207,7 +207,7 @@ def crop_folder(
             on_start(repr(first), len(todo))
         build = _one_each(first, detector, detector_options or {})
         _run(cutter, todo, outputs, build, journal, workers or os.cpu_count() or 1, on_done)
-    report = journal.finish()
+    report = journal.finish({item.name for item in items})
     rows = [journal.rows[item.name] for item in items]
     return CropSummary(
         detector=first.name,
@@ -255,10 +255,16 @@ def _outputs(items: Iterable[Item]) -> dict[str, str]:
     usable = [item.name for item in items if not item.problem]
     # Folded, because a.JPG and A.png are one file on Windows and macOS.
     taken = Counter(str(PurePosixPath(name).with_suffix("")).casefold() for name in usable)
-    names = {}
+    names: dict[str, str] = {}
+    used: set[str] = set()
     for name in usable:
         bare = str(PurePosixPath(name).with_suffix(""))
-        names[name] = f"{bare}.png" if taken[bare.casefold()] == 1 else f"{name}.png"
+        output = f"{bare}.png" if taken[bare.casefold()] == 1 else f"{name}.png"
+        number = 2
+        while output.casefold() in used:  # a.jpg beside a.png takes a.jpg.png, which may be a picture too
+            output, number = f"{name}-{number}.png", number + 1
+        used.add(output.casefold())
+        names[name] = output
     return names
 
 

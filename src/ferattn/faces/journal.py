@@ -11,7 +11,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import TextIO
@@ -72,9 +72,11 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.rows: dict[str, Row] = {}
+        self._written: set[str] = set()
         for name in (REPORT, _PARTIAL):
             for row in _read_rows(folder / name):
                 self.rows[row.source] = row
+                self._written.add(row.output)
         self._file: TextIO | None = None
 
     def start(self) -> None:
@@ -97,13 +99,23 @@ class Journal:
             self._file.close()
             self._file = None
 
-    def finish(self) -> Path:
-        """Turn the journal into the report, sorted by source.
+    def finish(self, sources: Collection[str] | None = None) -> Path:
+        """Turn the journal into the report, sorted by source; crops that are no longer anybody's are deleted.
+
+        Args:
+            sources: The files of this run, or None for all: what is known of others is forgotten.
 
         Returns:
             The path of the report.
         """
         self.close()
+        if sources is not None:
+            self.rows = {source: row for source, row in self.rows.items() if source in sources}
+        here = self.folder.resolve()
+        for output in self._written - {row.output for row in self.rows.values()} - {""}:
+            stale = (self.folder / output).resolve()
+            if stale.is_relative_to(here) and stale.suffix == ".png":
+                stale.unlink(missing_ok=True)
         report = self.folder / REPORT
         write_atomically(report, _table(sorted(self.rows.values(), key=lambda row: row.source)))
         (self.folder / _PARTIAL).unlink(missing_ok=True)
@@ -125,6 +137,8 @@ def claim(folder: Path, settings: Mapping[str, object]) -> None:
             present = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InvalidOption(f"{str(path)!r} is damaged; give another output folder") from error
+        if not isinstance(present, dict):
+            raise InvalidOption(f"{str(path)!r} is damaged; give another output folder")
         different = sorted(key for key in {*settings, *present} if settings.get(key) != present.get(key))
         if different:
             changes = "; ".join(f"{key}: {present.get(key)!r}, now {settings.get(key)!r}" for key in different)

@@ -168,7 +168,8 @@ def _from_pillow(source: Any) -> NDArray[np.uint8]:
     except Exception as error:
         # Pillow's decoders raise nearly every built-in exception on hostile bytes (OSError, SyntaxError,
         # struct.error, zlib.error, IndexError, DecompressionBombError, ...); all mean the same to the user.
-        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        told = str(error).partition(" <_io.BytesIO")[0]  # Pillow prints where in memory the bytes lie
+        reason = f"{type(error).__name__}: {told}" if told else type(error).__name__
         raise InvalidInput(f"cannot read {name} as a picture: {reason}") from error
 
 

@@ -48,8 +48,9 @@ class Timing:
         high_ms: Upper quartile.
         images_per_s: Throughput at the median.
         peak_bytes: Memory at the peak of one call: the candidate's own parameters, buffers, gradients,
-            optimiser state and inputs, and all that the call needs beyond; None where nobody can tell: on
-            platforms that keep no books, and for CUDA graphs.
+            optimiser state and inputs, and all that the call needs beyond. The gradients that a step is fed and
+            leaves on its inputs are made outside the clock and left out. None where nobody can tell: on platforms
+            that keep no books, and for CUDA graphs.
         warmup: Calls before the first sample.
         calls_per_sample: Calls between two readings of the clock.
         samples_ms: Every sample, in order.
