@@ -145,15 +145,19 @@ def test_transparency_of_palettes_and_arrays():
     assert read_picture(half, channels="bgr").tolist() == [[[127, 127, 255]]]
 
 
-def test_cmyk_one_bit_and_animation():
+def test_cmyk_one_bit_and_animation():  # and multi-page files
     red = Image.new("RGB", (4, 4), (255, 0, 0))
     assert read_picture(encoded(red.convert("CMYK"), "TIFF"))[0, 0].tolist() == [255, 0, 0]
     assert read_picture(encoded(Image.new("1", (3, 3), 1), "PNG"))[0, 0].tolist() == [255, 255, 255]
     frames = [Image.new("RGB", (4, 4), color) for color in ("red", "lime", "blue")]
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert read_picture(data)[0, 0].tolist() == [255, 0, 0]
     pages = encoded(frames[1], "TIFF", save_all=True, append_images=frames[2:])
-    assert read_picture(pages)[0, 0].tolist() == [0, 255, 0]
+    for several, count in ((data, 3), (pages, 2)):
+        with pytest.raises(InvalidInput, match=f"holds {count} pictures; give one of them"):
+            read_picture(several)
+    assert read_picture(frames[0])[0, 0].tolist() == [255, 0, 0]
+    phone = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:2])
+    assert read_picture(phone)[0, 0].tolist()[0] > 250
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"])

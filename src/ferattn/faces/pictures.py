@@ -3,7 +3,8 @@
 What is converted, and how:
 
 - EXIF orientation is applied (files, bytes and PIL pictures);
-- of an animation or a multi-page file the first frame is taken;
+- an animation or a multi-page file is refused: which of its pictures is meant is not for us to say (the second
+  picture that many phones put into a JPEG does not count);
 - transparency (palette, LA, RGBA) is laid over white;
 - 16 bits per channel are scaled to 8 over the full range (65535 becomes 255); 12-bit data in a 16-bit file
   therefore comes out dark;
@@ -157,6 +158,8 @@ def _from_pillow(source: Any) -> NDArray[np.uint8]:
             return _pixels(ImageOps.exif_transpose(source), name)
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
         with Image.open(io.BytesIO(data)) as opened:
+            if getattr(opened, "is_animated", False) and opened.format != "MPO":
+                raise InvalidInput(f"{name} holds {getattr(opened, 'n_frames', 2)} pictures; give one of them")
             opened.load()
             return _pixels(ImageOps.exif_transpose(opened), name)
     except (InvalidInput, UnknownChoice):
