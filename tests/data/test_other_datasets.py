@@ -127,3 +127,20 @@ def test_a_truncated_image_is_named_or_skipped_and_the_rest_goes_on(tmp_path):
     assert len(cached) == 69
     assert "KA.AN1.1" in cached.skipped[0].name
     assert "KA.AN1.1" not in cached.ids
+
+
+def test_a_stray_folder_is_reported_and_renames_nothing(tmp_path):
+    for folder in ("anger", "happiness", "neutral", "misc"):
+        write(tmp_path / folder / "1.png", png(noise(1, 8, 8)))
+    with pytest.raises(InvalidInput, match=r"misc.*unknown folder"):
+        ImageFolder(tmp_path)
+    dataset = ImageFolder(tmp_path, on_error="skip")
+    assert dataset.classes == ("angry", "happy", "neutral")
+    assert [entry.name for entry in dataset.skipped] == ["misc"]
+    assert ImageFolder(tmp_path, names={"misc": "fear"}, on_error="skip").classes == ("fear",)
+
+
+def test_names_that_are_mostly_no_emotions_stay_as_they_are(tmp_path):
+    for folder in ("cats", "dogs", "happiness"):
+        write(tmp_path / folder / "1.png", png(noise(1, 8, 8)))
+    assert ImageFolder(tmp_path).classes == ("cats", "dogs", "happiness")

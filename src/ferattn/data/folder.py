@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -32,8 +33,9 @@ PART_FOLDERS = {
 class ImageFolder(FaceDataset):
     """Pictures in ``root/<class>/`` or ``root/<split>/<class>/``, in a folder or a zip.
 
-    Folder names that mean an emotion take the vocabulary's name and order (``happiness`` becomes ``happy``);
-    where one of them means none, all names stay as they are, in alphabetical order.
+    Folder names that mean an emotion take the vocabulary's name and order (``happiness`` becomes ``happy``), and
+    among those a folder that means none is reported. Where no more than half of the names are emotions, all stay as
+    they are, in alphabetical order.
 
     Args:
         root: A folder or a zip.
@@ -106,7 +108,12 @@ def _class_names(folders: set[str], names: Mapping[str, str] | None, problems: P
         for folder in sorted(folders - set(names)):
             problems.add(folder, f"unknown folder; names= has: {', '.join(names)}.")
         return {folder: names[folder] for folder in folders & set(names)}
-    try:
-        return {folder: canonical(folder) for folder in folders}
-    except UnknownChoice:
+    emotions = {}
+    for folder in folders:
+        with suppress(UnknownChoice):
+            emotions[folder] = canonical(folder)
+    if 2 * len(emotions) <= len(folders):
         return {folder: folder for folder in folders}
+    for folder in sorted(folders - set(emotions)):  # one stray folder must not rename and renumber the others
+        problems.add(folder, "unknown folder: no emotion by name; names= can say which it is.")
+    return emotions
