@@ -108,7 +108,7 @@ def test_saving_and_opening_keeps_the_norm(tmp_path: Path) -> None:
     x = torch.randn(2, 1, 48, 48)
     with torch.no_grad():
         assert torch.equal(again(x), model(x))
-    assert sum(isinstance(module, nn.BatchNorm2d) for module in again.modules()) == 6
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in again.modules()) == 7
 
 
 @pytest.mark.parametrize(
