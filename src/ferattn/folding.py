@@ -159,22 +159,23 @@ def _renumber(model: Any) -> None:
     features = getattr(model, "features", None)
     if type(features) is not nn.Sequential or list(features._modules) != [str(i) for i in range(len(features))]:
         return
-    kept = [module for module in features if type(module) is not _Folded]
-    if len(kept) == len(features):
+    empty = [number for number, module in enumerate(features) if type(module) is _Folded]
+    if not empty:
         return
-    numbers = {f"features.{old}": f"features.{new}" for new, old in enumerate(_kept_numbers(features))}
+
+    def follow(path: str) -> str:
+        room, *rest = path.split(".")
+        return ".".join([room, str(moved(int(rest[0]))), *rest[1:]]) if room == "features" else path
+
+    def moved(number: int) -> int:  # also of layers that were pruned, which feature_info still counts
+        return number - sum(place <= number for place in empty)
+
+    kept = [module for module in features if type(module) is not _Folded]
     model.features._modules = {str(number): module for number, module in enumerate(kept)}
     for info in getattr(model, "feature_info", ()):
-        info["module"] = numbers.get(info["module"], info["module"])
+        info["module"] = follow(info["module"])
+    if hasattr(model, "feature_ends"):  # timm's VGG counts its taps once more
+        model.feature_ends = [moved(end) for end in model.feature_ends]
     sites = getattr(model, "attention_sites", None)
     if sites is not None:
-        model.attention_sites = tuple(replace(site, path=_renamed(site.path, numbers)) for site in sites)
-
-
-def _kept_numbers(features: nn.Sequential) -> list[int]:
-    return [number for number, module in enumerate(features) if type(module) is not _Folded]
-
-
-def _renamed(path: str, numbers: dict[str, str]) -> str:
-    parts = path.split(".")
-    return ".".join([numbers.get(".".join(parts[:2]), ".".join(parts[:2])), *parts[2:]])
+        model.attention_sites = tuple(replace(site, path=follow(site.path)) for site in sites)
