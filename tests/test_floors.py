@@ -16,7 +16,7 @@ FLOORS = [
     {"heads", "kernels"},
     {"activations", "attention", "placements", "cnn", "stems"},
     {"sites", "backbones", "residual"},
-    {"spec", "weights"},
+    {"spec", "weights", "folding"},
     {"assembly"},
     {"factory"},
     {"training", "predict", "explain", "export", "published", "bench"},
