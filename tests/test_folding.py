@@ -104,7 +104,7 @@ def test_blocks_at_every_placement_of_a_plain_stack_are_followed() -> None:
         model = _drawn("cnn_eca", placement=placement)
         x = torch.randn(1, 1, 48, 48, dtype=torch.float64)
         expected = model(x)
-        assert fold_norms(model) == 6
+        assert fold_norms(model) == 7
         torch.testing.assert_close(model(x), expected)
         assert model.attention_sites == create_model("cnn_eca", placement=placement).attention_sites
 

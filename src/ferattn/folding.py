@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ferattn.attention import SpatialGate
 from ferattn.errors import InvalidOption
+from ferattn.heads import FittedHead
 from ferattn.residual import HOOKS, kind_of_block
 
 __all__ = ["fold_norms"]
@@ -37,6 +38,7 @@ _BEHIND: dict[Any, tuple[tuple[str, str], ...]] = {
     PostActBottleneck: (("conv1", "norm1"), ("conv2", "norm2"), ("conv3", "norm3")),
     ConvNormAct: (("conv", "bn"),),
     SpatialGate: (("conv", "norm"),),
+    FittedHead: (("fc1", "norm1"),),
 }
 """For each kind of module its convolutions and the norms that read what they put out, and nothing else does."""
 
@@ -77,7 +79,7 @@ def fold_norms(model: nn.Module) -> int:
     >>> from ferattn import create_model
     >>> model = create_model("cnn_se", norm_layer=nn.BatchNorm2d).eval()
     >>> fold_norms(model), fold_norms(model)
-    (6, 0)
+    (7, 0)
     >>> list(model.state_dict()) == list(create_model("cnn_se").state_dict())
     True
     """
