@@ -40,9 +40,9 @@ class CNN(nn.Module):
         global_pool: What becomes of the head's cells when a picture is larger than ``img_size``.
         act_layer: The activation, a class or one of timm's names.
         norm_layer: A norm after each convolution and after the fully connected layer: ``nn.BatchNorm2d`` or one of
-            timm's names, ``"batchnorm2d"``; the paper names none. Without one, Adam at the paper's 0.002 leaves
-            three quarters of the fully connected layer's units dead within twenty steps: each of them reads 9,216
-            values of one sign.
+            timm's names, ``"batchnorm2d"``; the paper names none. Without one, three quarters of the fully
+            connected layer's units are dead after twenty steps of Adam at the paper's 0.002, with batch norm none
+            (``benchmarks/dead_units.py``).
 
     Shape: (b, in_chans, h, w) to (b, num_classes).
 
