@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -38,7 +37,7 @@ class Decision(NamedTuple):
 
 
 class _Forced:
-    """What :func:`use` asks for. Dynamo guards a plain attribute, but neither a context variable nor a thread's own."""
+    """What :func:`use` asks for. Dynamo guards a plain attribute, but no context variable and no thread's own."""
 
     path = "auto"
 
@@ -89,7 +88,7 @@ def decide(x: Tensor, shortcut: Tensor | None, gate: Gate, norm: Norm | None, pa
     asked = _Forced.path if path == "auto" else path
     if asked == "plain":
         return Decision("plain", "asked for")
-    hindrance = _hindrance(x, shortcut, gate, norm, forced=asked == "triton")
+    hindrance = _machine(x.device.type, x.device.index, asked == "triton") or _hindrance(x, shortcut, gate, norm)
     if hindrance is None:
         last = x.is_contiguous(memory_format=torch.channels_last)
         layout = "channels_last" if last else "contiguous" if x.is_contiguous() else "strided (copied)"
@@ -100,19 +99,29 @@ def decide(x: Tensor, shortcut: Tensor | None, gate: Gate, norm: Norm | None, pa
     return Decision("plain", hindrance)
 
 
-def _hindrance(x: Tensor, shortcut: Tensor | None, gate: Gate, norm: Norm | None, *, forced: bool) -> str | None:
-    """Why the kernels cannot run; None if they can."""
-    if not x.is_cuda and not (forced and x.is_cpu and _interpreted()):
-        return f"the map is on the {x.device.type}"
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _machine(device: str, index: int | None, forced: bool) -> str | None:
+    """Why this device does not run the kernels; None if it does, as a CPU that is to interpret them."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device == "cpu" and forced:
+        from ferattn.kernels.triton.launch import interpreted
+
+        if interpreted():
+            return None
+    if device != "cuda":
+        return f"the map is on the {device}"
+    if torch.version.hip is not None:
+        return "the kernels were not tried on this maker's GPUs"
+    if torch.cuda.get_device_capability(index) < (8, 0):
+        return "the GPU is older than compute capability 8.0"
+    return None
+
+
+def _hindrance(x: Tensor, shortcut: Tensor | None, gate: Gate, norm: Norm | None) -> str | None:
+    """Why the kernels do not take these arguments; None if they do."""
     if x.dtype not in _DTYPES:
         return f"the map is {str(x.dtype).removeprefix('torch.')}"
-    if not _installed():
-        return "triton is not installed"
-    if x.is_cuda:
-        if torch.version.hip is not None:
-            return "the kernels were not tried on this maker's GPUs"
-        if torch.cuda.get_device_capability(x.device) < (8, 0):
-            return "the GPU is older than compute capability 8.0"
     if torch.compiler.is_exporting():
         return "an exported program must not need ferattn"
     if not torch.compiler.is_compiling() and (
@@ -134,17 +143,3 @@ def _hindrance(x: Tensor, shortcut: Tensor | None, gate: Gate, norm: Norm | None
         if k > _LARGEST_FILTER or k % 2 == 0 or (isinstance(gate, CBAMGate) and gate.weight.shape[-2] != k):
             return f"a filter of {'x'.join(str(n) for n in gate.weight.shape[2:])}"
     return None
-
-
-@cache
-def _installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-def _interpreted() -> bool:
-    """Whether Triton's interpreter stands in for a GPU."""
-    if not _installed():
-        return False
-    from ferattn.kernels.triton.launch import interpreted
-
-    return interpreted()

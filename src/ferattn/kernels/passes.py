@@ -94,9 +94,10 @@ def moments(
     xf = x.to(accumulator(x))
     mean, var, pool = _moments(xf, norm)
     if norm is not None and norm.training and mean is not None and var is not None:
-        if norm.running_mean is not None and norm.running_var is not None:
-            count = x.numel() // x.shape[1]
+        count = x.numel() // x.shape[1]
+        if norm.running_mean is not None:
             norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
+        if norm.running_var is not None:
             norm.running_var.lerp_((var * (count / (count - 1))).to(norm.running_var.dtype), norm.momentum)
     if not with_peak:
         return mean, var, pool, None

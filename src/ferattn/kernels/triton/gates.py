@@ -19,9 +19,7 @@ def sigmoid(z):
 
 
 @triton.jit
-def norm_of(
-    weight, bias, mean, var, eps, c, inside, NORM: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr
-):
+def norm_of(weight, bias, mean, var, eps, c, inside, NORM: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr):
     """Mean, 1 / std, a and beta of some channels; 0, 1, 1 and 0 without a norm."""
     m = tl.zeros(c.shape, tl.float32)
     inv = tl.full(c.shape, 1.0, tl.float32)
@@ -42,17 +40,17 @@ def norm_of(
 def pools_of(
     means, peaks, weight, m, a, beta, b, c, inside, SPLITS, rows, C, P, PEAK: tl.constexpr, WEIGHT: tl.constexpr
 ):
-    """The mean and, for ``PEAK``, the maximum of y over the places, from the parts' of x."""
+    """The mean and, for ``PEAK``, the maximum of y over the places; the parts' means come less the norm's."""
     pool = tl.zeros(c.shape, tl.float32)
     top = tl.full(c.shape, -INF, tl.float32)
     sign = sign_of(weight, c, inside, WEIGHT)
-    for sp in range(0, SPLITS):
+    for sp in range(SPLITS):
         at = (b * SPLITS + sp) * C + c
         share = tl.minimum(rows, P - sp * rows).to(tl.float32) / P
         pool += tl.load(means + at, mask=inside, other=0.0) * share
         if PEAK:
             top = tl.maximum(top, tl.load(peaks + at, mask=inside, other=0.0) * sign, propagate_nan=ALL)
-    average = tl.fma(pool - m, a, beta)
+    average = tl.fma(pool, a, beta)
     if PEAK:
         peak = tl.fma(top * sign - m, a, beta)
     else:

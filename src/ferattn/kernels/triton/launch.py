@@ -14,7 +14,26 @@ from ferattn.kernels.parts import ACTS
 from ferattn.kernels.passes import Options, Small
 from ferattn.kernels.triton import gates, maps
 
-__all__ = ["Forward", "Layout", "Pools", "forward", "interpreted", "laid_out", "launch", "pools", "runs_here", "statistics", "tie_rule"]
+__all__ = [
+    "Forward",
+    "Layout",
+    "Pools",
+    "by_channel",
+    "by_place",
+    "flags",
+    "forward",
+    "interpreted",
+    "laid_out",
+    "launch",
+    "or_any",
+    "over",
+    "parts",
+    "pools",
+    "runs_here",
+    "statistics",
+    "tie_rule",
+    "up",
+]
 
 _PROGRAMS = 528
 """How many programs keep a large GPU busy; fixed, so that sums have the same order on every device."""
@@ -34,7 +53,10 @@ class Layout(NamedTuple):
 
 
 class Pools(NamedTuple):
-    """Mean and decisive extreme of x by parts of ``rows`` places, (b, splits, c), and the ties of the extreme."""
+    """Mean and decisive extreme of x by parts of ``rows`` places, (b, splits, c), and the ties of the extreme.
+
+    The means come less the norm's mean.
+    """
 
     means: Tensor
     peaks: Tensor
@@ -86,7 +108,7 @@ def tie_rule(ties: str) -> int:
     return {"shared": 2, "first": 3}[ties]
 
 
-def _up(n: int, least: int, most: int) -> int:
+def up(n: int, least: int, most: int) -> int:
     """The power of two from n up, between two bounds."""
     size = least
     while size < n and size < most:
@@ -94,39 +116,41 @@ def _up(n: int, least: int, most: int) -> int:
     return size
 
 
-def _over(n: int, size: int) -> int:
+def over(n: int, size: int) -> int:
+    """How many pieces of a size cover n."""
     return (n + size - 1) // size
 
 
 def by_channel(of: Layout) -> dict[str, int]:
     """A tile for sums over places."""
     if of.last:
-        channels = _up(of.c, 16, 64)
-        return {"BLOCK_C": channels, "BLOCK_P": _up(of.p, 8, _ELEMENTS // channels)}
-    places = _up(of.p, 16, 256)
-    return {"BLOCK_P": places, "BLOCK_C": _up(of.c, 4, min(64, _ELEMENTS // places))}
+        channels = up(of.c, 16, 64)
+        return {"BLOCK_C": channels, "BLOCK_P": up(of.p, 8, _ELEMENTS // channels)}
+    places = up(of.p, 16, 256)
+    return {"BLOCK_P": places, "BLOCK_C": up(of.c, 4, min(64, _ELEMENTS // places))}
 
 
 def by_place(of: Layout) -> dict[str, int]:
     """A tile for sums over channels, and for none."""
     if of.last:
         places = 64
-        while places > 8 and (of.b * _over(of.p, places) < _PROGRAMS or places >= 2 * of.p):
+        while places > 8 and (of.b * over(of.p, places) < _PROGRAMS or places >= 2 * of.p):
             places //= 2
-        return {"BLOCK_P": places, "BLOCK_C": _up(of.c, 16, min(256, _ELEMENTS // places))}
-    places = _up(of.p, 16, 128)
-    return {"BLOCK_P": places, "BLOCK_C": _up(of.c, 4, _ELEMENTS // places)}
+        return {"BLOCK_P": places, "BLOCK_C": up(of.c, 16, min(256, _ELEMENTS // places))}
+    places = up(of.p, 16, 128)
+    return {"BLOCK_P": places, "BLOCK_C": up(of.c, 4, _ELEMENTS // places)}
 
 
 def parts(of: Layout, tile: dict[str, int]) -> tuple[int, int]:
     """Into how many parts of how many places a sum over places is split."""
-    alone = of.b * _over(of.c, tile["BLOCK_C"])
+    alone = of.b * over(of.c, tile["BLOCK_C"])
     splits = max(1, min(_PROGRAMS // alone, of.p // (4 * tile["BLOCK_P"])))
-    rows = _over(of.p, splits)
-    return _over(of.p, rows), rows
+    rows = over(of.p, splits)
+    return over(of.p, rows), rows
 
 
-def _flags(p: Small) -> dict[str, Any]:
+def flags(p: Small) -> dict[str, Any]:
+    """What there is of a norm."""
     return {"NORM": p.mean is not None, "WEIGHT": p.weight is not None, "BIAS": p.bias is not None}
 
 
@@ -135,20 +159,26 @@ def or_any(t: Tensor | None, any_: Tensor) -> Tensor:
     return any_ if t is None else t
 
 
-def pools(x: Tensor, of: Layout, weight: Tensor | None, *, squares: bool, peak: int) -> tuple[Pools, Tensor]:
-    """Pass over x: what :class:`Pools` says, and sums of squared deviations. One launch."""
+def pools(
+    x: Tensor, of: Layout, weight: Tensor | None, mean: Tensor | None, *, batch: bool, peak: int
+) -> tuple[Pools, Tensor]:
+    """Pass over x: what :class:`Pools` says, and for ``batch`` sums of squared deviations. One launch."""
     tile = by_channel(of)
     splits, rows = parts(of, tile)
     means = x.new_empty((of.b, splits, of.c), dtype=torch.float32)
-    square = torch.empty_like(means) if squares else means
+    square = torch.empty_like(means) if batch else means
     peaks = torch.empty_like(means) if peak else means
     ties = torch.empty_like(means, dtype=torch.int32) if peak > 1 else means
     launch(
-        maps.pool_kernel, (of.b, _over(of.c, tile["BLOCK_C"]), splits),
-        x, or_any(weight, x), means, square, peaks, ties, splits, rows, of.c, of.p,
-        LAST=of.last, SQUARES=squares, PEAK=peak, WEIGHT=weight is not None, **tile, num_warps=8,
+        maps.pool_kernel, (of.b, over(of.c, tile["BLOCK_C"]), splits),
+        x, or_any(mean, x), or_any(weight, x), means, square, peaks, ties, splits, rows, of.c, of.p,
+        LAST=of.last, CENTRE=_centre(mean, batch), PEAK=peak, WEIGHT=weight is not None, **tile, num_warps=8,
     )  # fmt: skip
     return Pools(means, peaks, ties, splits, rows), square
+
+
+def _centre(mean: Tensor | None, batch: bool) -> int:
+    return 2 if batch else 0 if mean is None else 1
 
 
 def statistics(
@@ -161,22 +191,25 @@ def statistics(
     batch: bool,
     peak: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Mean and variance of the batch, pools and extremes of every sample, and ties. Two launches."""
+    """Mean and variance of the batch, pools less the mean and extremes of every sample, and ties. Two launches.
+
+    Not for a ``batch``, pools are taken less the running mean, and mean and variance are not written.
+    """
     of, (x_,) = laid_out(x)
     assert x_ is not None
-    found, squares = pools(x_, of, weight, squares=batch, peak=peak)
+    found, squares = pools(x_, of, weight, running_mean, batch=batch, peak=peak)
     mean, var = torch.empty_like(found.means[0, 0]), torch.empty_like(found.means[0, 0])
     pool = torch.empty_like(found.means[:, 0])
     top = torch.empty_like(pool) if peak else pool.new_empty(0)
     ties = torch.empty_like(pool, dtype=torch.int32) if peak else pool.new_empty(0, dtype=torch.int32)
     track = batch and running_mean is not None and running_var is not None
     launch(
-        maps.finish_kernel, (_over(of.c, 16),),
-        x_, or_any(weight, x_), or_any(running_mean, mean), or_any(running_var, var),
+        maps.finish_kernel, (over(of.c, 16),),
+        x_, or_any(running_mean, x_), or_any(weight, x_), or_any(running_mean, mean), or_any(running_var, var),
         found.means, squares, found.peaks, found.ties, mean, var, pool, top, ties,
         momentum, of.b, found.splits, found.rows, of.c, of.p,
-        LAST=of.last, BATCH=batch, TRACK=track, PEAK=peak, WEIGHT=weight is not None,
-        BLOCK_B=_up(of.b, 1, 128), BLOCK_C=16, num_warps=4,
+        LAST=of.last, CENTRE=_centre(running_mean, batch), TRACK=track, PEAK=peak, WEIGHT=weight is not None,
+        BLOCK_B=up(of.b, 1, 128), BLOCK_C=16, num_warps=4,
     )  # fmt: skip
     return mean, var, pool, top, ties
 
@@ -188,14 +221,14 @@ def forward(x: Tensor, shortcut: Tensor | None, p: Small, o: Options, *, save: b
     x = x_
     cbam = o.kind == "cbam"
     if p.pool is None:
-        found, _ = pools(x, of, p.weight, squares=False, peak=int(cbam))
+        found, _ = pools(x, of, p.weight, p.mean, batch=False, peak=int(cbam))
     else:
         found = Pools(p.pool, p.pool if p.peak is None else p.peak, p.pool, 1, of.p)
     gate, coef, hidden = _channel_gate(x, of, found, p, o)
-    none = gate.new_empty(0)
-    pooled = s = ties = none
+    pooled, s = gate.new_empty(0), gate.new_empty(0)
+    ties = gate.new_empty(0, dtype=torch.int32)
     tile = by_place(of)
-    blocks = _over(of.p, tile["BLOCK_P"])
+    blocks = over(of.p, tile["BLOCK_P"])
     if cbam:
         h = of.p // of.w
         pooled = x.new_empty((of.b, 2, h, of.w), dtype=torch.float32)
@@ -210,11 +243,11 @@ def forward(x: Tensor, shortcut: Tensor | None, p: Small, o: Options, *, save: b
     span = of.c if cbam else tile["BLOCK_C"]
     k = p.conv.shape[-1] if cbam else 1
     launch(
-        maps.apply_kernel, (of.b, blocks, _over(of.c, span)),
+        maps.apply_kernel, (of.b, blocks, over(of.c, span)),
         x, or_any(shortcut, x), out, coef, gate, pooled, s, or_any(p.conv, x), or_any(p.conv_bias, x), o.alpha,
         span, of.c, of.p, of.w,
         LAST=of.last, SPATIAL=cbam, REFINED=o.flag or not cbam, SHORTCUT=shortcut is not None,
-        BIAS=cbam and p.conv_bias is not None, SAVE=save, ACT=ACTS.index(o.act), K=k, T=_up(k * k, 1, 1024),
+        BIAS=cbam and p.conv_bias is not None, SAVE=save, ACT=ACTS.index(o.act), K=k, T=up(k * k, 1, 1024),
         **tile, num_warps=8,
     )  # fmt: skip
     return Forward(out, gate, coef, hidden, pooled, s, ties)
@@ -226,26 +259,26 @@ def _channel_gate(x: Tensor, of: Layout, found: Pools, p: Small, o: Options) -> 
     norm = (or_any(p.weight, x), or_any(p.bias, x), or_any(p.mean, x), or_any(p.inv, x))
     if o.kind == "eca":
         launch(
-            gates.eca_kernel, (of.b, _over(of.c, 256)),
+            gates.eca_kernel, (of.b, over(of.c, 256)),
             found.means, *norm, p.conv, or_any(p.conv_bias, x), gate, coef, o.eps,
             found.splits, found.rows, of.c, of.p,
-            CIRCULAR=o.flag, **_flags(p), TAP_BIAS=p.conv_bias is not None, K=p.conv.shape[-1], BLOCK_C=256,
+            CIRCULAR=o.flag, **flags(p), TAP_BIAS=p.conv_bias is not None, K=p.conv.shape[-1], BLOCK_C=256,
             num_warps=4,
         )  # fmt: skip
         return gate, coef, gate.new_empty(0)
     r, of_pools = p.w1.shape[0], 2 if o.kind == "cbam" else 1
     hidden = x.new_empty((of.b, of_pools, r), dtype=torch.float32)
-    size = {"BLOCK_R": _up(r, 4, 16), "BLOCK_C": _up(of.c, 16, 128)}
+    size = {"BLOCK_R": up(r, 4, 16), "BLOCK_C": up(of.c, 16, 128)}
     launch(
-        gates.hidden_kernel, (of.b, _over(r, size["BLOCK_R"])),
+        gates.hidden_kernel, (of.b, over(r, size["BLOCK_R"])),
         found.means, found.peaks, *norm, p.w1, or_any(p.b1, x), hidden, o.eps,
         found.splits, found.rows, of.c, of.p, r,
-        PEAK=of_pools == 2, **_flags(p), BIAS1=p.b1 is not None, **size, num_warps=4,
+        PEAK=of_pools == 2, **flags(p), BIAS1=p.b1 is not None, **size, num_warps=4,
     )  # fmt: skip
-    size = {"BLOCK_R": _up(r, 4, 32), "BLOCK_C": _up(of.c, 16, 64)}
+    size = {"BLOCK_R": up(r, 4, 32), "BLOCK_C": up(of.c, 16, 64)}
     launch(
-        gates.gate_kernel, (of.b, _over(of.c, size["BLOCK_C"])),
+        gates.gate_kernel, (of.b, over(of.c, size["BLOCK_C"])),
         hidden, *norm, p.w2, or_any(p.b2, x), gate, coef, o.eps, of.c, r,
-        POOLS=of_pools, **_flags(p), BIAS2=p.b2 is not None, REFINED=o.flag or o.kind != "cbam", **size, num_warps=4,
+        POOLS=of_pools, **flags(p), BIAS2=p.b2 is not None, REFINED=o.flag or o.kind != "cbam", **size, num_warps=4,
     )  # fmt: skip
     return gate, coef, hidden

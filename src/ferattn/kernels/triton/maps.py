@@ -2,6 +2,7 @@
 
 Notation as in :mod:`ferattn.kernels.passes`. A map is (b, c, p), p = h w places, in memory either channels_last
 (``LAST``) or contiguous; a tile is ``BLOCK_P`` places by ``BLOCK_C`` channels of one sample, held in float32.
+Pools are kept less the norm's mean, which a channel far from zero would otherwise cost their last digits.
 Every sum has one fixed order, and nothing is atomic, so results repeat to the bit.
 
 Between the passes, ``coef`` (b, 3, c) holds mean, scale and offset: u = (x - mean) scale + offset is what CBAM's
@@ -47,9 +48,18 @@ def highest(t, AXIS: tl.constexpr):
 
 
 @triton.jit
-def finite(t):
-    """What sums are shifted by: any number near the values, but a number."""
-    return tl.where(tl.abs(t) < INF, t, 0.0)
+def centre_of(x, centre, c, inside, P, LAST: tl.constexpr, CENTRE: tl.constexpr):
+    """What sums are shifted by, so that they are not cancelled away.
+
+    0 is nothing, 1 the norm's mean, and 2, where the mean is only being found, the first value of each channel.
+    """
+    pivot = tl.zeros(c.shape, tl.float32)
+    if CENTRE == 1:
+        pivot = tl.load(centre + c, mask=inside, other=0.0).to(tl.float32)
+    if CENTRE == 2:
+        first = tl.load(x + (c if LAST else c * P), mask=inside, other=0.0).to(tl.float32)
+        pivot = tl.where(tl.abs(first) < INF, first, 0.0)
+    return pivot
 
 
 @triton.jit
@@ -80,8 +90,8 @@ def unit(xc, scale, offset):
 
 @triton.jit
 def pool_tile(
-    x, weight, means, squares, peaks, ties, b, cb, sp, SPLITS, rows, C, P,
-    LAST: tl.constexpr, SQUARES: tl.constexpr, PEAK: tl.constexpr, WEIGHT: tl.constexpr,
+    x, centre, weight, means, squares, peaks, ties, b, cb, sp, SPLITS, rows, C, P,
+    LAST: tl.constexpr, CENTRE: tl.constexpr, PEAK: tl.constexpr, WEIGHT: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Mean, sum of squared deviations and decisive extreme of ``rows`` places of some channels of a sample."""
@@ -91,10 +101,7 @@ def pool_tile(
     stop = tl.minimum(start + rows, P)
     lanes = tl.arange(0, BLOCK_P)
     base = x + corner(b, C, P)
-    pivot = tl.zeros([BLOCK_C], tl.float32)
-    if SQUARES:  # sums shifted by a value of the map itself are not cancelled away
-        first = start * C + c if LAST else c * P + start
-        pivot = finite(tl.load(base + first, mask=inside, other=0.0).to(tl.float32))
+    pivot = centre_of(x, centre, c, inside, P, LAST, CENTRE)
     total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     square = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     top = tl.full([BLOCK_P, BLOCK_C], -INF, tl.float32)
@@ -106,7 +113,7 @@ def pool_tile(
         value = tl.load(base + grid_of(p, c, C, P, LAST), mask=mask, other=0.0).to(tl.float32)
         shifted = tl.where(mask, value - pivot[None, :], 0.0)
         total += shifted
-        if SQUARES:
+        if CENTRE == 2:
             square += shifted * shifted
         if PEAK > 0:
             value = tl.where(mask, value * sign[None, :], -INF)
@@ -118,8 +125,8 @@ def pool_tile(
     at = (b * SPLITS + sp) * C + c
     count = (stop - start).to(tl.float32)
     summed = tl.sum(total, 0)
-    tl.store(means + at, pivot + summed / count, mask=inside)
-    if SQUARES:
+    tl.store(means + at, summed / count, mask=inside)
+    if CENTRE == 2:
         tl.store(squares + at, tl.sum(square, 0) - summed * summed / count, mask=inside)
     if PEAK > 0:
         best = highest(top, 0)
@@ -132,80 +139,81 @@ def pool_tile(
 
 @triton.jit
 def pool_kernel(
-    x, weight, means, squares, peaks, ties, SPLITS, rows, C, P,
-    LAST: tl.constexpr, SQUARES: tl.constexpr, PEAK: tl.constexpr, WEIGHT: tl.constexpr,
+    x, centre, weight, means, squares, peaks, ties, SPLITS, rows, C, P,
+    LAST: tl.constexpr, CENTRE: tl.constexpr, PEAK: tl.constexpr, WEIGHT: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Pass: reads x."""
     b, cb, sp = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     pool_tile(
-        x, weight, means, squares, peaks, ties, b, cb, sp, SPLITS, rows, C, P,
-        LAST, SQUARES, PEAK, WEIGHT, BLOCK_P, BLOCK_C,
+        x, centre, weight, means, squares, peaks, ties, b, cb, sp, SPLITS, rows, C, P,
+        LAST, CENTRE, PEAK, WEIGHT, BLOCK_P, BLOCK_C,
     )  # fmt: skip
 
 
 @triton.jit
 def finish_kernel(
-    x, weight, running_mean, running_var, means, squares, peaks, ties,
+    x, centre, weight, running_mean, running_var, means, squares, peaks, ties,
     mean_out, var_out, pool_out, peak_out, ties_out, momentum, B, SPLITS, rows, C, P,
-    LAST: tl.constexpr, BATCH: tl.constexpr, TRACK: tl.constexpr, PEAK: tl.constexpr, WEIGHT: tl.constexpr,
+    LAST: tl.constexpr, CENTRE: tl.constexpr, TRACK: tl.constexpr, PEAK: tl.constexpr, WEIGHT: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Pools of every sample and, for ``BATCH``, the batch's mean and variance, blended into the running ones."""
+    """Pools of every sample less the mean, extremes, and the batch's mean and variance where ``CENTRE`` is 2."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = c < C
     sign = sign_of(weight, c, inside, WEIGHT)
-    pivot = tl.zeros([BLOCK_C], tl.float32)
-    if BATCH:
-        pivot = finite(tl.load(means + c, mask=inside, other=0.0))
-    total = tl.zeros([BLOCK_B, BLOCK_C], tl.float32)
+    mean = centre_of(x, centre, c, inside, P, LAST, CENTRE)
+    apart = tl.zeros([BLOCK_C], tl.float32)  # the mean from what the sums were shifted by
+    values = B.to(tl.float32) * P
+    if CENTRE == 2:
+        total = tl.zeros([BLOCK_B, BLOCK_C], tl.float32)
+        for b0 in range(0, B, BLOCK_B):
+            b = b0 + tl.arange(0, BLOCK_B)
+            mask = (b < B)[:, None] & inside[None, :]
+            for sp in range(SPLITS):
+                at = (b[:, None] * SPLITS + sp) * C + c[None, :]
+                total += tl.load(means + at, mask=mask, other=0.0) * tl.minimum(rows, P - sp * rows).to(tl.float32)
+        pivot = mean
+        mean = pivot + tl.sum(total, 0) / values
+        apart = mean - pivot
+    spread = tl.zeros([BLOCK_B, BLOCK_C], tl.float32)
     for b0 in range(0, B, BLOCK_B):
         b = b0 + tl.arange(0, BLOCK_B)
         mask = (b < B)[:, None] & inside[None, :]
         summed = tl.zeros([BLOCK_B, BLOCK_C], tl.float32)
         top = tl.full([BLOCK_B, BLOCK_C], -INF, tl.float32)
         held = tl.full([BLOCK_B, BLOCK_C], NONE if PEAK == 3 else 0, tl.int32)
-        for sp in range(0, SPLITS):
+        for sp in range(SPLITS):
             at = (b[:, None] * SPLITS + sp) * C + c[None, :]
             count = tl.minimum(rows, P - sp * rows).to(tl.float32)
-            mean = tl.load(means + at, mask=mask, other=0.0)
-            summed += tl.where(mask, mean - pivot[None, :], 0.0) * count
+            part = tl.load(means + at, mask=mask, other=0.0) - apart[None, :]
+            summed += part * count
+            if CENTRE == 2:
+                more = tl.load(squares + at, mask=mask, other=0.0) + part * part * count
+                spread += tl.where(mask, more, 0.0)
             if PEAK > 0:
                 value = tl.load(peaks + at, mask=mask, other=0.0) * sign[None, :]
-                more = tl.load(ties + at, mask=mask, other=0)
+                some = tl.load(ties + at, mask=mask, other=0)
                 if PEAK == 2:
-                    held = tl.where(value > top, more, tl.where(value == top, held + more, held))
+                    held = tl.where(value > top, some, tl.where(value == top, held + some, held))
                 if PEAK == 3:
-                    held = tl.where((value > top) | (held == NONE), more, held)
+                    held = tl.where((value > top) | (held == NONE), some, held)
                 top = tl.maximum(top, value, propagate_nan=ALL)
-        pool = pivot[None, :] + summed / P
+        pool = summed / P
         to = b[:, None] * C + c[None, :]
         tl.store(pool_out + to, pool, mask=mask)
-        total += summed
         if PEAK > 0:
             peak = top * sign[None, :]
             if WEIGHT:  # behind a zero gamma all places are equally high
                 flat = (tl.load(weight + c, mask=inside, other=1.0).to(tl.float32) == 0)[None, :]
                 if PEAK == 2:
-                    peak = tl.where(flat, pool, peak)
+                    peak = tl.where(flat, pool + mean[None, :], peak)
                 if PEAK == 3:
                     first = b[:, None].to(tl.int64) * C * P + (c[None, :] if LAST else c[None, :] * P)
                     peak = tl.where(flat, tl.load(x + first, mask=mask, other=0.0).to(tl.float32), peak)
             tl.store(peak_out + to, peak, mask=mask)
             tl.store(ties_out + to, held, mask=mask)
-    if BATCH:
-        values = B.to(tl.float32) * P
-        mean = pivot + tl.sum(total, 0) / values
-        spread = tl.zeros([BLOCK_B, BLOCK_C], tl.float32)
-        for b0 in range(0, B, BLOCK_B):
-            b = b0 + tl.arange(0, BLOCK_B)
-            mask = (b < B)[:, None] & inside[None, :]
-            for sp in range(0, SPLITS):
-                at = (b[:, None] * SPLITS + sp) * C + c[None, :]
-                count = tl.minimum(rows, P - sp * rows).to(tl.float32)
-                apart = tl.load(means + at, mask=mask, other=0.0) - mean[None, :]
-                more = tl.load(squares + at, mask=mask, other=0.0) + apart * apart * count
-                spread += tl.where(mask, more, 0.0)
+    if CENTRE == 2:
         var = tl.sum(spread, 0) / values
         tl.store(mean_out + c, mean, mask=inside)
         tl.store(var_out + c, var, mask=inside)

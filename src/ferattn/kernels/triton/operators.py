@@ -15,7 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 from ferattn.kernels import passes
 from ferattn.kernels.parts import Act, Gate, Norm, weights_of
 from ferattn.kernels.passes import FROM_INPUT, Options, Small
-from ferattn.kernels.triton import launch
+from ferattn.kernels.triton import launch, launch_backward
 
 __all__ = ["tail", "tail_backward", "tail_statistics", "tail_through_operators"]
 
@@ -39,9 +39,8 @@ def tail_through_operators(
     if options.training or save:
         with torch.no_grad():
             wanted = launch.tie_rule(ties) if kind == "cbam" else 0
-            buffers = (mean, var) if options.training else (None, None)
             batch_mean, batch_var, pool, peak, found = tail_statistics(
-                x.detach(), norm.weight, *buffers, norm.momentum, options.training, wanted
+                x.detach(), norm.weight, mean, var, norm.momentum, options.training, wanted
             )
         if options.training:
             mean, var = batch_mean, batch_var
@@ -58,7 +57,8 @@ def tail_statistics(
     """Mean and variance, (c), of a batch, and mean, decisive extreme and its ties, (b, c), of each map."""
     if launch.runs_here(x):
         return launch.statistics(x, weight, running_mean, running_var, momentum, batch=batch, peak=peak)
-    norm = Norm(weight, None, running_mean, running_var, training=True, momentum=momentum)
+    buffers = (running_mean, running_var) if batch else (None, None)
+    norm = Norm(weight, None, *buffers, training=True, momentum=momentum)
     ties = "first" if peak == 3 else "shared"
     mean, var, pool, top = passes.moments(x, norm, with_peak=peak > 0, ties=ties)
     assert mean is not None
@@ -98,8 +98,11 @@ def tail_backward(
     """
     p = Small(weight, bias, mean, var, pool, peak, w1, b1, w2, b2, conv, conv_bias)
     o = Options(kind, flag, training, eps, act, alpha, ties)
-    maps = (pooled, s) if kind == "cbam" else (None, None)
-    found = list(passes.backward(dout, x, kept, *maps, _plain(x, p, o), o))
+    if launch.runs_here(x):
+        left = launch.Forward(x, gate, coef, hidden, pooled, s, held)
+        return launch_backward.backward(dout, x, kept, left, peak_ties, p, o)
+    cbam = kind == "cbam"
+    found = list(passes.backward(dout, x, kept, pooled if cbam else None, s if cbam else None, _plain(x, p, o), o))
     if act == "identity":
         found[1] = None
     return tuple(x.new_empty(0) if t is None else t for t in found)  # type: ignore[return-value]
