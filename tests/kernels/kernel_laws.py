@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ferattn.kernels import ACTS, Act, ECAGate, Norm, explain, fused_tail, plain_tail, use
-from ferattn.kernels.triton import launch
 from kernels.test_tail import KINDS, LAYOUTS, SIZES, Case, _first_cbam, _gate, _saved_bytes
+
+pytest.importorskip("triton", reason="triton is not installed")
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 MODES = ("none", "eval", "train")
@@ -90,6 +91,8 @@ def check_layout(case: Case, dtype: torch.dtype, device: str) -> None:
 
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the kernels that are launched from now on."""
+    from ferattn.kernels.triton import launch
+
     names: list[str] = []
     run = launch.launch
 

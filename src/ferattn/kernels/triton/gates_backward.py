@@ -229,7 +229,7 @@ def weights_kernel(
             if BIAS:
                 tl.store(dbias + c, total, mask=alone)
             if BATCH:
-                values = B.to(tl.float32) * P
+                values = 1.0 * B * P  # a batch of 1 is a constant to Triton, without a dtype
                 tl.store(pull + c, a * total / values, mask=alone)
                 tl.store(pull + C + c, a * inv * moment / values, mask=alone)
         if POOLS > 0:
@@ -241,12 +241,12 @@ def weights_kernel(
                 tl.store(db2 + c, POOLS * tl.sum(by_logits, 0), mask=alone)
     elif TAPS > 0:
         t = tl.arange(0, T)
-        total = tl.zeros([16, T], tl.float32)
+        of_rows = tl.zeros([16, T], tl.float32)
         for row0 in range(0, ROWS, 16):
             row = row0 + tl.arange(0, 16)
-            mask = (row < ROWS)[:, None] & (t <= TAPS)[None, :]
-            total += tl.load(partial + row[:, None] * (TAPS + 1) + t[None, :], mask=mask, other=0.0)
-        found = tl.sum(total, 0)
+            written = (row < ROWS)[:, None] & (t <= TAPS)[None, :]
+            of_rows += tl.load(partial + row[:, None] * (TAPS + 1) + t[None, :], mask=written, other=0.0)
+        found = tl.sum(of_rows, 0)
         tl.store(dconv + t, found, mask=(t < TAPS) & (t * 0 + rb == 0))
         if TAP_BIAS:
             tl.store(dconv_bias + t * 0, found, mask=(t == TAPS) & (t * 0 + rb == 0))

@@ -137,7 +137,7 @@ def by_place(of: Layout) -> dict[str, int]:
         while places > 8 and (of.b * over(of.p, places) < _PROGRAMS or places >= 2 * of.p):
             places //= 2
         return {"BLOCK_P": places, "BLOCK_C": up(of.c, 16, min(256, _ELEMENTS // places))}
-    places = up(of.p, 16, 128)
+    places = up(of.p, 16, 64)
     return {"BLOCK_P": places, "BLOCK_C": up(of.c, 4, _ELEMENTS // places)}
 
 

@@ -122,7 +122,7 @@ def _filter(x: Tensor, of: Layout, dlogits: Tensor, f: Forward, p: Small, o: Opt
     launch.launch(
         maps_backward.filter_kernel, (of.b, spans),
         dlogits, f.pooled, f.ties, p.conv, spread, partial, spans, 256, of.c, of.p, of.w,
-        TIES=tie_rule(o.ties), K=k, T=up(k * k, 1, 1024), BLOCK_P=up(of.p, 1, 32), num_warps=4,
+        TIES=tie_rule(o.ties), K=k, T=up(k * k, 1, 1024), BLOCK_P=up(of.p, 1, 32), num_warps=8,
     )  # fmt: skip
     return spread, partial, of.b * spans
 

@@ -164,7 +164,7 @@ def finish_kernel(
     sign = sign_of(weight, c, inside, WEIGHT)
     mean = centre_of(x, centre, c, inside, P, LAST, CENTRE)
     apart = tl.zeros([BLOCK_C], tl.float32)  # the mean from what the sums were shifted by
-    values = B.to(tl.float32) * P
+    values = 1.0 * B * P  # a batch of 1 is a constant to Triton, without a dtype
     if CENTRE == 2:
         total = tl.zeros([BLOCK_B, BLOCK_C], tl.float32)
         for b0 in range(0, B, BLOCK_B):
