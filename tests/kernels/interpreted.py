@@ -34,6 +34,26 @@ def test_every_gradient_of_the_rest(drawn: laws.Drawn) -> None:
     laws.compare(Case(kind, mode, Act(act, 0.7), shape), dtype, "cpu", layout)
 
 
+@pytest.mark.parametrize(
+    ("kind", "mode", "shape", "layout", "dtype"),
+    [
+        ("se", "eval", (2, 40, 3, 3), "channels_last", torch.bfloat16),
+        ("eca", "none", (2, 8, 4, 4), "contiguous", torch.float32),
+        ("cbam", "eval", (2, 40, 5, 4), "channels_last", torch.float32),
+        ("cbam-unrefined", "eval", (1, 9, 7, 7), "contiguous", torch.float16),
+        ("cbam-bare", "none", (2, 5, 9, 8), "contiguous", torch.float32),
+        ("cbam", "eval", (3, 6, 1, 1), "channels_last", torch.float32),
+    ],
+)
+def test_inference(
+    kind: str, mode: str, shape: tuple[int, ...], layout: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(1)
+    case = Case(kind, mode, Act("silu" if kind == "cbam" else "relu"), shape)
+    case.weight[0] = -case.weight[0].abs()
+    laws.check_inference(case, dtype, "cpu", layout, monkeypatch)
+
+
 @pytest.mark.parametrize(("kind", "mode"), [("cbam", "none"), ("cbam", "train"), ("cbam-unrefined", "eval")])
 def test_ties_are_shared_as_amax_shares_them(kind: str, mode: str) -> None:
     laws.check_shared_ties(kind, mode, "cpu")

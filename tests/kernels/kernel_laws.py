@@ -80,6 +80,36 @@ def compare(
         assert (error <= allowed).all(), (name, error.max().item(), own.max().item(), value.abs().max().item())
 
 
+def check_inference(
+    case: Case, dtype: torch.dtype, device: str, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The output without gradients, in several launches and in one."""
+    from ferattn.kernels.triton import launch
+
+    case.maps = [m.to(dtype).double() for m in case.maps]
+    outs: dict[str, Tensor] = {}
+
+    def kept(name: str, tail: Any) -> Any:
+        def run(x: Tensor, *rest: Any, **options: Any) -> Tensor:
+            with torch.no_grad(), poisoned():
+                outs[name] = tail(x, *rest, **options)
+            return plain_tail(x, *rest)
+
+        return run
+
+    case.run(kept("exact", plain_tail), layout=LAYOUTS[layout])
+    case.run(kept("theirs", plain_tail), dtype, device=device, layout=LAYOUTS[layout])
+    names = launches(monkeypatch)
+    for limit in (0, launch.ONE_LAUNCH_BYTES):
+        monkeypatch.setattr(launch, "ONE_LAUNCH_BYTES", limit)
+        weights = torch.float32 if dtype == torch.float32 else dtype
+        case.run(kept("ours", by_kernels), dtype, weights, device=device, layout=LAYOUTS[layout])
+        assert ("sample_kernel" in names) == (limit > 0 and not isinstance(case.gate, ECAGate))
+        error, own = ((outs[name].cpu().double() - outs["exact"]).abs() for name in ("ours", "theirs"))
+        allowed = 2 * own.max() + 1e-6 * outs["exact"].abs().max() + torch.finfo(dtype).eps * outs["exact"].abs()
+        assert (error <= allowed).all(), (limit, error.max().item(), own.max().item())
+
+
 def check_layout(case: Case, dtype: torch.dtype, device: str) -> None:
     """The output lies in memory as the map does."""
     for layout in ("contiguous", "channels_last"):
@@ -163,10 +193,13 @@ def check_large_mean(device: str) -> None:
 
 
 def check_launches(kind: str, counts: tuple[int, ...], device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ferattn.kernels.triton import launch
+
     names = launches(monkeypatch)
     found = []
     for mode, gradients in (("eval", False), ("eval", True), ("train", True)):
         case = small_case(kind, mode)
+        monkeypatch.setattr(launch, "ONE_LAUNCH_BYTES", 0)
         with torch.set_grad_enabled(gradients):
             before = len(names)
             marks: list[int] = []

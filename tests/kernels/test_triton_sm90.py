@@ -104,6 +104,9 @@ def _tail(
     options = Options(kind, flag and kind == "cbam", True, 1e-5, act, 1.0, ties)
     left = launch.forward(x, x, small, options, save=True)
     launch_backward.backward(x, x, x, left, held if wanted else None, small, options)
+    for limit in (0, launch.ONE_LAUNCH_BYTES):  # inference
+        monkeypatch.setattr(launch, "ONE_LAUNCH_BYTES", limit)
+        launch.forward(x, x, small._replace(pool=None, peak=None), options._replace(training=False), save=False)
     for kernel, rest, constants in calls:
         if only is None or kernel.fn.__name__ in only:
             yield _compiled(kernel, rest, dict(constants), where)
@@ -135,7 +138,15 @@ def test_walks_over_maps_are_wide_and_spill_nothing(
         _no_spill(found)
         _wide(found)
         names.append(found.name)
-    assert sorted(names) == sorted(only)
+    assert set(names) == set(only)
+
+
+def test_a_whole_sample_fits_into_the_registers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = _tail("cbam", (8, 256, 12, 12), torch.bfloat16, True, ("sample_kernel",), tmp_path, monkeypatch)
+    (found,) = kernels
+    _no_spill(found)
+    assert found.registers <= 128, found
+    assert found.access["STG.E.128"] >= 2, found
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from ferattn.kernels.parts import ACTS
 from ferattn.kernels.passes import Options, Small
-from ferattn.kernels.triton import gates, maps
+from ferattn.kernels.triton import gates, maps, sample
 
 __all__ = [
     "Forward",
@@ -40,6 +40,10 @@ _PROGRAMS = 528
 
 _ELEMENTS = 4096
 """Elements of a tile: 16 for each thread of 8 warps."""
+
+
+ONE_LAUNCH_BYTES = 200_000
+"""Up to what size of a sample's map one program takes all of it, at inference: then it stays in a core's cache."""
 
 
 class Layout(NamedTuple):
@@ -205,7 +209,8 @@ def statistics(
     track = batch and running_mean is not None and running_var is not None
     launch(
         maps.finish_kernel, (over(of.c, 16),),
-        x_, or_any(running_mean, x_), or_any(weight, x_), or_any(running_mean, mean), or_any(running_var, var),
+        x_, x_ if batch else or_any(running_mean, x_), or_any(weight, x_),
+        or_any(running_mean, mean), or_any(running_var, var),
         found.means, squares, found.peaks, found.ties, mean, var, pool, top, ties,
         momentum, of.b, found.splits, found.rows, of.c, of.p,
         LAST=of.last, CENTRE=_centre(running_mean, batch), TRACK=track, PEAK=peak, WEIGHT=weight is not None,
@@ -215,10 +220,16 @@ def statistics(
 
 
 def forward(x: Tensor, shortcut: Tensor | None, p: Small, o: Options, *, save: bool) -> Forward:
-    """The output and what the backward pass needs. Launches: ECA 2, SE 3, CBAM 4, and one more without pools."""
+    """The output and what the backward pass needs.
+
+    Launches: ECA 2, SE 3, CBAM 4, and one more without pools; but SE and CBAM of small maps at inference 1 in all.
+    """
     of, (x_, shortcut) = laid_out(x, shortcut)
     assert x_ is not None
     x = x_
+    small = of.c * of.p * x.element_size() <= ONE_LAUNCH_BYTES
+    if small and not save and p.pool is None and o.kind != "eca":
+        return _at_once(x, shortcut, of, p, o)
     cbam = o.kind == "cbam"
     if p.pool is None:
         found, _ = pools(x, of, p.weight, p.mean, batch=False, peak=int(cbam))
@@ -251,6 +262,29 @@ def forward(x: Tensor, shortcut: Tensor | None, p: Small, o: Options, *, save: b
         **tile, num_warps=8,
     )  # fmt: skip
     return Forward(out, gate, coef, hidden, pooled, s, ties)
+
+
+def _at_once(x: Tensor, shortcut: Tensor | None, of: Layout, p: Small, o: Options) -> Forward:
+    """The whole tail in one launch."""
+    assert p.w1 is not None
+    cbam, r = o.kind == "cbam", p.w1.shape[0]
+    out = torch.empty_like(x)
+    scratch = x.new_empty(of.b * (6 * of.c + 2 * r + 2 * of.p), dtype=torch.float32)
+    k = p.conv.shape[-1] if cbam else 1
+    channels = up(of.c, 16, 64) if of.last else up(of.c, 4, 32)
+    places = up(of.p, 8, 32) if of.last else up(of.p, 16, 64)
+    launch(
+        sample.sample_kernel, (of.b,),
+        x, *(or_any(t, x) for t in (shortcut, out, p.weight, p.bias, p.mean, p.inv)),
+        *(or_any(t, x) for t in (p.w1, p.b1, p.w2, p.b2, p.conv, p.conv_bias)), scratch, o.eps, o.alpha,
+        of.b, of.c, of.p, of.w, r,
+        LAST=of.last, SPATIAL=cbam, REFINED=o.flag or not cbam, SHORTCUT=shortcut is not None, **flags(p),
+        BIAS1=p.b1 is not None, BIAS2=p.b2 is not None, CONV_BIAS=p.conv_bias is not None, ACT=ACTS.index(o.act),
+        K=k, T=up(k * k, 1, 1024), POOL_P=up(of.p, 8, 2 * _ELEMENTS // channels), POOL_C=channels,
+        BLOCK_P=places, BLOCK_C=up(of.c, 16, min(256, 2 * _ELEMENTS // places)), BLOCK_R=up(r, 4, 32), num_warps=16,
+    )  # fmt: skip
+    none = [scratch.new_empty(0) for _ in range(5)]
+    return Forward(out, none[0], none[1], none[2], none[3], none[4], scratch.new_empty(0, dtype=torch.int32))
 
 
 def _channel_gate(x: Tensor, of: Layout, found: Pools, p: Small, o: Options) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,7 +19,6 @@ import triton.language as tl
 __all__ = ["activated", "apply_kernel", "centred", "finish_kernel", "pool_kernel", "spatial_kernel"]
 
 NONE = tl.constexpr(2147483647)  # no place
-NAN = tl.constexpr(float("nan"))
 INF = tl.constexpr(float("inf"))
 ALL = tl.constexpr(tl.PropagateNan.ALL)
 
@@ -44,7 +43,7 @@ def grid_of(p, c, C, P, LAST: tl.constexpr):
 def highest(t, AXIS: tl.constexpr):
     """The maximum, NaN where there is a NaN, which ``tl.max`` alone would pass over."""
     bad = tl.max((t != t).to(tl.int32), AXIS)
-    return tl.where(bad > 0, NAN, tl.max(t, AXIS))
+    return tl.where(bad > 0, float("nan"), tl.max(t, AXIS))
 
 
 @triton.jit
