@@ -62,16 +62,18 @@ class Case:
         dtype: torch.dtype = torch.float64,
         weights: torch.dtype | None = None,
         layout: Callable[[Tensor], Tensor] = LAYOUTS["contiguous"],
+        device: str = "cpu",
         **options: Any,
     ) -> dict[str, Tensor]:
         """Output, every gradient and the running statistics, by name."""
         weights = weights or dtype
-        x, dout, *shortcut = (layout(m.to(dtype)).detach() for m in self.maps)
+        x, dout, *shortcut = (layout(m.to(device, dtype)).detach() for m in self.maps)
         leaves = dict(zip(("x", "shortcut"), (x, *shortcut), strict=False))
-        buffers = torch.zeros(x.shape[1], dtype=weights), torch.ones(x.shape[1], dtype=weights)
-        small = {name: t.to(weights) for name, t in self.gate._asdict().items() if isinstance(t, Tensor)}
+        on = {"dtype": weights, "device": device}
+        buffers = torch.zeros(x.shape[1], **on), torch.ones(x.shape[1], **on)
+        small = {name: t.to(**on) for name, t in self.gate._asdict().items() if isinstance(t, Tensor)}
         if self.mode != "none":
-            small |= {"gamma": self.weight.to(weights), "beta": self.bias.to(weights)}
+            small |= {"gamma": self.weight.to(**on), "beta": self.bias.to(**on)}
         leaves = {name: t.detach().clone() if name in small else t for name, t in (leaves | small).items()}
         for leaf in leaves.values():
             leaf.requires_grad_()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["ACTS", "Act", "CBAMGate", "ECAGate", "Gate", "Norm", "SEGate"]
+__all__ = ["ACTS", "Act", "CBAMGate", "ECAGate", "Gate", "Norm", "SEGate", "weights_of"]
 
 ACTS = ("identity", "relu", "elu", "selu", "silu")
 """The activations that a tail can end in."""
@@ -75,3 +75,12 @@ class Act(NamedTuple):
 
 
 Gate = SEGate | ECAGate | CBAMGate
+
+
+def weights_of(gate: Gate) -> tuple[str, bool, tuple[Tensor | None, ...]]:
+    """A gate's kind, its flag (circular, refined) and its weights: w1, b1, w2, b2, filter, the filter's bias."""
+    if isinstance(gate, SEGate):
+        return "se", False, (*gate, None, None)
+    if isinstance(gate, ECAGate):
+        return "eca", gate.circular, (None, None, None, None, gate.weight, gate.bias)
+    return "cbam", gate.refined, (gate.w1, gate.b1, gate.w2, gate.b2, gate.weight, gate.bias)

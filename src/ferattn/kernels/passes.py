@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import Parameter
 
 from ferattn import reference
 from ferattn.kernels.gates import (
@@ -34,6 +35,7 @@ __all__ = [
     "backward",
     "differentiable_backward",
     "forward",
+    "moments",
     "statistics",
 ]
 
@@ -81,25 +83,37 @@ def statistics(
     x: Tensor, norm: Norm | None, *, with_peak: bool, ties: str
 ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor | None]:
     """Mean and 1 / std of the channels, (c), and mean and decisive extreme of every map, (b, c): a pass over x."""
+    mean, var, pool, peak = moments(x, norm, with_peak=with_peak, ties=ties)
+    return mean, None if norm is None or var is None else (var + norm.eps).rsqrt(), pool, peak
+
+
+def moments(
+    x: Tensor, norm: Norm | None, *, with_peak: bool, ties: str
+) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor | None]:
+    """As :func:`statistics`, with the variance for 1 / std."""
     xf = x.to(accumulator(x))
     mean, var, pool = _moments(xf, norm)
-    inv = None
-    if norm is not None and var is not None:
-        inv = (var + norm.eps).rsqrt()
-        if norm.training and norm.running_mean is not None and norm.running_var is not None and mean is not None:
-            count = x.numel() // x.shape[1]
+    if norm is not None and norm.training and mean is not None and var is not None:
+        count = x.numel() // x.shape[1]
+        if norm.running_mean is not None:
             norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
+        if norm.running_var is not None:
             norm.running_var.lerp_((var * (count / (count - 1))).to(norm.running_var.dtype), norm.momentum)
     if not with_peak:
-        return mean, inv, pool, None
+        return mean, var, pool, None
     peak = xf.amax((2, 3))
     weight = None if norm is None else norm.weight
-    # Asking the data costs nothing on a CPU; a GPU would have to stop for it.
-    if weight is not None and (torch.compiler.is_compiling() or not x.is_cpu or not bool((weight > 0).all())):
+    if weight is not None and not _all_positive(weight):
         # Behind a negative gamma the largest y is the smallest x; behind a zero all are equally large.
         level = xf[:, :, 0, 0] if ties == "first" else pool
         peak = torch.where(weight > 0, peak, torch.where(weight < 0, xf.amin((2, 3)), level))
-    return mean, inv, pool, peak
+    return mean, var, pool, peak
+
+
+def _all_positive(weight: Tensor) -> bool:
+    """Asking the data costs nothing on a CPU; a GPU would have to stop for it, and a traced tensor has none."""
+    known = type(weight) in (Tensor, Parameter) and weight.is_cpu and not torch.compiler.is_compiling()
+    return known and bool((weight > 0).all())
 
 
 def _moments(xf: Tensor, norm: Norm | None) -> tuple[Tensor | None, Tensor | None, Tensor]:

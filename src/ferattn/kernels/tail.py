@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ferattn import reference
 from ferattn.errors import InvalidInput, InvalidOption, choose
-from ferattn.kernels.parts import ACTS, Act, CBAMGate, ECAGate, Gate, Norm, SEGate
+from ferattn.kernels.dispatch import decide
+from ferattn.kernels.parts import ACTS, Act, CBAMGate, ECAGate, Gate, Norm, SEGate, weights_of
 from ferattn.kernels.passes import FROM_INPUT, Options, Small, backward, differentiable_backward, forward, statistics
 
 __all__ = ["fused_tail", "plain_tail"]
@@ -55,6 +56,7 @@ def fused_tail(
     act: Act = _PLAIN,
     *,
     ties: str = "shared",
+    path: str = "auto",
 ) -> Tensor:
     """act(attention(norm(x)) + shortcut) in explicit passes, with the backward written out.
 
@@ -70,14 +72,18 @@ def fused_tail(
         ties: Where several places hold a maximum, CBAM's gradient is ``"shared"`` evenly between them, as
             ``torch.amax`` does it and the blocks of :mod:`ferattn.attention` with it, or goes to the ``"first"``.
             A second derivative always shares.
+        path: ``"triton"`` for the kernels, ``"plain"`` for PyTorch's operations, or ``"auto"``: what
+            :func:`ferattn.kernels.use` says, and without it the kernels wherever they can run.
+            :func:`ferattn.kernels.explain` tells which it is and why.
 
     Shape: (b, c, h, w) to (b, c, h, w).
 
     Raises:
         InvalidInput: If x is no floating-point (b, c, h, w) map, if the shortcut differs from it in shape or dtype,
             if the gate was made for other channels, or if a training norm gets one value per channel.
-        InvalidOption: If a norm that is not training has no running statistics, or an ELU's alpha is not above 0.
-        UnknownChoice: If there is no such activation or rule for ties.
+        InvalidOption: If a norm that is not training has no running statistics, if an ELU's alpha is not above 0, or
+            if the kernels were asked for where they cannot run.
+        UnknownChoice: If there is no such activation, rule for ties or path.
 
     >>> x, shortcut = torch.randn(2, 2, 8, 6, 6)
     >>> norm = Norm(torch.ones(8), torch.zeros(8), None, None, training=True)
@@ -87,12 +93,17 @@ def fused_tail(
     _require(x, shortcut, gate, norm, act)
     if ties not in _TIES:
         choose(dict.fromkeys(_TIES), ties, "rule for ties")
+    by = decide(x, shortcut, gate, norm, path).path
     with _no_autocast(x):
+        if by == "triton":
+            from ferattn.kernels.triton.operators import tail_through_operators  # importing Triton takes long
+
+            return tail_through_operators(x, shortcut, gate, norm, act, ties)
         with torch.no_grad():
             mean, inv, pool, peak = statistics(x, norm, with_peak=isinstance(gate, CBAMGate), ties=ties)
         if norm is None:
             norm = Norm(None, None, None, None, training=False)
-        kind, flag, weights = _flat(gate)
+        kind, flag, weights = weights_of(gate)
         small = (norm.weight, norm.bias, mean, inv, pool, peak, *weights)
         options = (kind, flag, norm.training, norm.eps, act.name, act.alpha, ties)
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, shortcut, *small)):
@@ -126,15 +137,6 @@ class _Tail(torch.autograd.Function):
         return tuple(
             gradient if needed else None for gradient, needed in zip(in_order, ctx.needs_input_grad, strict=True)
         )
-
-
-def _flat(gate: Gate) -> tuple[str, bool, tuple[Tensor | None, ...]]:
-    """A gate's kind, its flag and its weights as ``Small`` holds them."""
-    if isinstance(gate, SEGate):
-        return "se", False, (*gate, None, None)
-    if isinstance(gate, ECAGate):
-        return "eca", gate.circular, (None, None, None, None, gate.weight, gate.bias)
-    return "cbam", gate.refined, (gate.w1, gate.b1, gate.w2, gate.b2, gate.weight, gate.bias)
 
 
 def _no_autocast(x: Tensor) -> AbstractContextManager[Any]:

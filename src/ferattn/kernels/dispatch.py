@@ -1,0 +1,145 @@
+"""Which way a tail is computed, and why: one function decides, :func:`explain` asks it.
+
+``"plain"`` is :mod:`ferattn.kernels.passes`, on every device and in every dtype; ``"triton"`` are the kernels of
+:mod:`ferattn.kernels.triton`, for CUDA.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ferattn.errors import InvalidOption, choose
+from ferattn.kernels.parts import Act, CBAMGate, ECAGate, Gate, Norm
+
+__all__ = ["PATHS", "Decision", "decide", "explain", "use"]
+
+PATHS = ("auto", "plain", "triton")
+"""What a caller can ask for."""
+
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_LARGEST_FILTER = 31
+
+
+class Decision(NamedTuple):
+    """A path, ``"plain"`` or ``"triton"``, and the reason for it."""
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class _Forced:
+    """What :func:`use` asks for. Dynamo guards a plain attribute, but no context variable and no thread's own."""
+
+    path = "auto"
+
+
+@contextmanager
+def use(path: str) -> Iterator[None]:
+    """Let all tails inside take a path, in every thread; an argument ``path`` of a call goes before it.
+
+    Args:
+        path: ``"plain"``, ``"triton"``, or ``"auto"`` to lift what stands around it.
+
+    Raises:
+        UnknownChoice: If there is no such path.
+
+    >>> with use("plain"):
+    ...     print(_Forced.path)
+    plain
+    """
+    choose(dict.fromkeys(PATHS), path, "path")
+    before, _Forced.path = _Forced.path, path
+    try:
+        yield
+    finally:
+        _Forced.path = before
+
+
+def explain(
+    x: Tensor, shortcut: Tensor | None, gate: Gate, norm: Norm | None = None, act: Act | None = None
+) -> Decision:
+    """The path that :func:`ferattn.kernels.fused_tail` takes with these arguments here and now, and why.
+
+    >>> from ferattn.kernels import ECAGate
+    >>> str(explain(torch.randn(2, 8, 6, 6), None, ECAGate(torch.ones(1, 1, 3), None, 8)))
+    'plain: the map is on the cpu'
+    """
+    return decide(x, shortcut, gate, norm, "auto")
+
+
+def decide(x: Tensor, shortcut: Tensor | None, gate: Gate, norm: Norm | None, path: str) -> Decision:
+    """The path of one call.
+
+    Raises:
+        UnknownChoice: If there is no such path.
+        InvalidOption: If the kernels were asked for and cannot run.
+    """
+    if path not in PATHS:
+        choose(dict.fromkeys(PATHS), path, "path")
+    asked = _Forced.path if path == "auto" else path
+    if asked == "plain":
+        return Decision("plain", "asked for")
+    hindrance = _machine(x.device.type, x.device.index, asked == "triton") or _hindrance(x, shortcut, gate, norm)
+    if hindrance is None:
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        layout = "channels_last" if last else "contiguous" if x.is_contiguous() else "strided (copied)"
+        dtype = str(x.dtype).removeprefix("torch.")
+        return Decision("triton", f"{layout} {dtype} on {x.device.type}{'' if x.is_cuda else ', interpreted'}")
+    if asked == "triton":
+        raise InvalidOption(f"path 'triton' cannot run here: {hindrance}. Options: {', '.join(PATHS)}.")
+    return Decision("plain", hindrance)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _machine(device: str, index: int | None, forced: bool) -> str | None:
+    """Why this device does not run the kernels; None if it does, as a CPU that is to interpret them."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device == "cpu" and forced:
+        from ferattn.kernels.triton.launch import interpreted
+
+        if interpreted():
+            return None
+    if device != "cuda":
+        return f"the map is on the {device}"
+    if torch.version.hip is not None:
+        return "the kernels were not tried on this maker's GPUs"
+    if torch.cuda.get_device_capability(index) < (8, 0):
+        return "the GPU is older than compute capability 8.0"
+    return None
+
+
+def _hindrance(x: Tensor, shortcut: Tensor | None, gate: Gate, norm: Norm | None) -> str | None:
+    """Why the kernels do not take these arguments; None if they do."""
+    if x.dtype not in _DTYPES:
+        return f"the map is {str(x.dtype).removeprefix('torch.')}"
+    if torch.compiler.is_exporting():
+        return "an exported program must not need ferattn"
+    if not torch.compiler.is_compiling() and (
+        torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    ):
+        return "torch.func and forward-mode derivatives go through the plain passes"
+    if x.numel() == 0:
+        return "the map is empty"
+    if x.shape[1] * x.shape[2] * x.shape[3] >= 2**31:
+        return "a sample has 2**31 values or more"
+    tensors = (*(() if norm is None else norm), *gate, shortcut)
+    for tensor in tensors:
+        if isinstance(tensor, Tensor) and tensor.device != x.device:
+            return f"a tensor is on {tensor.device}, the map on {x.device}"
+        if isinstance(tensor, Tensor) and tensor.dtype not in _DTYPES:
+            return f"a weight is {str(tensor.dtype).removeprefix('torch.')}"
+    if isinstance(gate, ECAGate | CBAMGate):
+        k = gate.weight.shape[-1]
+        if k > _LARGEST_FILTER or k % 2 == 0 or (isinstance(gate, CBAMGate) and gate.weight.shape[-2] != k):
+            return f"a filter of {'x'.join(str(n) for n in gate.weight.shape[2:])}"
+    return None

@@ -1,0 +1,107 @@
+"""The kernels in Triton's interpreter: run by ``test_triton.py`` in a process of its own, whose Triton interprets."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from ferattn.kernels import Act
+from kernels import kernel_laws as laws
+from kernels.test_tail import Case
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, about what is no number
+
+DRAWN = list(laws.grid())
+FAST = [drawn for index, drawn in enumerate(DRAWN) if index % 5 == 1 + index // 21 % 5 and max(drawn[0]) < 12]
+FAST += [drawn for drawn in DRAWN if drawn[0][1] == 1023 and drawn[1:3] in (("cbam", "train"), ("eca", "eval"))]
+FAST += [drawn for drawn in DRAWN if drawn[0][3] in (12, 17) and drawn[1:3] == ("cbam", "train")]
+
+
+@pytest.mark.parametrize("drawn", FAST, ids=laws.named)
+def test_every_gradient(drawn: laws.Drawn) -> None:
+    shape, kind, mode, layout, act, dtype = drawn
+    torch.manual_seed(0)
+    laws.compare(Case(kind, mode, Act(act, 0.7), shape), dtype, "cpu", layout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("drawn", [drawn for drawn in DRAWN if drawn not in FAST], ids=laws.named)
+def test_every_gradient_of_the_rest(drawn: laws.Drawn) -> None:
+    shape, kind, mode, layout, act, dtype = drawn
+    torch.manual_seed(0)
+    laws.compare(Case(kind, mode, Act(act, 0.7), shape), dtype, "cpu", layout)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "shape", "layout", "dtype"),
+    [
+        ("se", "eval", (2, 40, 3, 3), "channels_last", torch.bfloat16),
+        ("eca", "none", (2, 8, 4, 4), "contiguous", torch.float32),
+        ("cbam", "eval", (2, 40, 5, 4), "channels_last", torch.float32),
+        ("cbam-unrefined", "eval", (1, 9, 7, 7), "contiguous", torch.float16),
+        ("cbam-bare", "none", (2, 5, 9, 8), "contiguous", torch.float32),
+        ("cbam", "eval", (3, 6, 1, 1), "channels_last", torch.float32),
+    ],
+)
+def test_inference(
+    kind: str, mode: str, shape: tuple[int, ...], layout: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(1)
+    case = Case(kind, mode, Act("silu" if kind == "cbam" else "relu"), shape)
+    case.weight[0] = -case.weight[0].abs()
+    laws.check_inference(case, dtype, "cpu", layout, monkeypatch)
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("cbam", "none"), ("cbam", "train"), ("cbam-unrefined", "eval")])
+def test_ties_are_shared_as_amax_shares_them(kind: str, mode: str) -> None:
+    laws.check_shared_ties(kind, mode, "cpu")
+
+
+@pytest.mark.parametrize("mode", ["none", "train"])
+def test_ties_go_to_the_first_place_on_request(mode: str) -> None:
+    laws.check_first_ties(mode, "cpu")
+
+
+@pytest.mark.parametrize("kind", ["se", "eca", "cbam"])
+def test_nan_and_inf_come_out_where_pytorchs_do(kind: str) -> None:
+    values = (float("nan"), float("inf"), float("-inf"))
+    for mode, value in zip(laws.MODES, values, strict=True):
+        laws.check_no_numbers(kind, mode, value, "cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["se", "eca", "cbam"])
+def test_nan_and_inf_come_out_where_pytorchs_do_everywhere(kind: str) -> None:
+    for mode, value in itertools.product(laws.MODES, (float("nan"), float("inf"), float("-inf"))):
+        laws.check_no_numbers(kind, mode, value, "cpu")
+
+
+def test_a_large_mean_is_not_cancelled_away() -> None:
+    laws.check_large_mean("cpu")
+
+
+def test_the_output_lies_as_the_map_does() -> None:
+    laws.check_layout(laws.small_case("cbam", shape=(2, 6, 2, 3)), torch.float32, "cpu")
+
+
+COUNTS = {"se": (4, 5, 5, 5), "eca": (3, 4, 4, 5), "cbam": (5, 6, 6, 7)}
+"""Launches at inference, in eval mode with gradients, in training, and backward."""
+
+
+@pytest.mark.parametrize("kind", COUNTS)
+def test_launches_are_counted(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    laws.check_launches(kind, COUNTS[kind], "cpu", monkeypatch)
+
+
+@pytest.mark.parametrize("kind", ["se", "eca", "cbam"])
+@pytest.mark.parametrize(
+    ("act", "shortcut", "maps"), [("relu", True, 2), ("silu", True, 2), ("identity", True, 1), ("silu", False, 1)]
+)
+def test_two_maps_are_saved_and_little_else(kind: str, act: str, shortcut: bool, maps: int) -> None:
+    laws.check_saved(kind, act, shortcut, maps, "cpu")
+
+
+def test_what_is_forced_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    laws.check_paths("cpu", monkeypatch)

@@ -1,0 +1,259 @@
+"""The Triton kernels without a GPU: interpreted, as operators, and which way a tail takes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from ferattn.errors import InvalidOption, UnknownChoice
+from ferattn.kernels import Act, CBAMGate, ECAGate, Gate, Norm, SEGate, dispatch, explain, fused_tail, plain_tail, use
+from ferattn.kernels.parts import weights_of
+from kernels.test_tail import KINDS, Case, _close
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+
+def _interpreted(*options: str) -> None:
+    """In a process of its own, because Triton decides when it is imported."""
+    file = Path(__file__).parent / "interpreted.py"
+    root = file.parents[2]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *options, str(file)]
+    path = os.pathsep.join([str(root / "src"), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    for name in [name for name in environment if name.startswith("PYTEST_")]:
+        del environment[name]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
+def test_kernels_in_the_interpreter() -> None:
+    _interpreted("-m", "not slow")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_kernels_in_the_interpreter_on_a_grid() -> None:
+    _interpreted("-m", "slow")
+
+
+# The operators, which off CUDA compute by the plain passes
+
+
+def _through(x: Tensor, shortcut: Tensor | None, gate: Gate, norm: Norm | None, act: Act, **how: Any) -> Tensor:
+    from ferattn.kernels.triton.operators import tail_through_operators
+
+    return tail_through_operators(x, shortcut, gate, norm, act, how.get("ties", "shared"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_operators_have_autograds_gradients(kind: str) -> None:
+    torch.manual_seed(0)
+    for mode, act in zip(("none", "eval", "train"), ("identity", "silu", "relu"), strict=True):
+        case = Case(kind, mode, Act(act), (2, 6, 4, 3), shortcut=act != "silu")
+        _close(case.run(_through), case.run(plain_tail))
+
+
+@pytest.mark.parametrize("kind", ["se", "eca", "cbam"])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
+def test_operators_keep_pytorchs_contract(kind: str) -> None:
+    from ferattn.kernels.triton import operators
+
+    torch.manual_seed(1)
+    case = Case(kind, "train", Act("relu"), (2, 6, 4, 3))
+    x, shortcut = case.maps[0], case.maps[2]
+    peak = 2 if kind == "cbam" else 0
+    arguments = (x, case.weight, torch.zeros(6).double(), torch.ones(6).double(), 0.1, True, peak)
+    mean, var, pool, top, _ = operators.tail_statistics(*arguments)
+    torch.library.opcheck(torch.ops.ferattn.tail_statistics.default, arguments)
+
+    def leaf(t: Tensor | None) -> Tensor | None:
+        return None if t is None else t.clone().requires_grad_()
+
+    name, flag, weights = weights_of(case.gate)
+    small = (leaf(case.weight), leaf(case.bias), mean, var, pool, top if peak else None, *map(leaf, weights), None)
+    options = (name, flag, True, 1e-5, "relu", 1.0, "shared")
+    arguments = (leaf(x), leaf(shortcut), *small, *options, True)
+    torch.library.opcheck(torch.ops.ferattn.tail.default, arguments)
+    out, *rest = (t.detach() for t in operators.tail(*arguments))
+    small = tuple(None if t is None else t.detach() for t in small)
+    torch.library.opcheck(torch.ops.ferattn.tail_backward.default, (case.maps[1], x, out, *small, *rest, *options))
+
+
+@pytest.mark.parametrize("kind", ["se", "eca", "cbam"])
+def test_operators_are_compiled_in_one_graph(kind: str) -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(2)
+    compiled = torch.compile(_through, fullgraph=True)
+    case = Case(kind, "train", Act("relu"), (2, 6, 4, 3))
+    _close(case.run(compiled), case.run(plain_tail), 1e-9)
+    with torch.no_grad():
+        norm = Norm(case.weight, case.bias, torch.zeros(6).double(), torch.ones(6).double(), training=False)
+        arguments = (case.maps[0], case.maps[2], case.gate, norm, case.act)
+        torch.testing.assert_close(compiled(*arguments), plain_tail(*arguments))
+
+
+def test_operators_are_compiled_for_any_batch() -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(3)
+    graphs = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(_through, fullgraph=True, backend=backend)
+    case = Case("cbam", "none", Act("relu"), (2, 8, 6, 6))
+    for batch in (5, 4, 9):
+        x = torch.randn(batch, 8, 6, 6, dtype=torch.float64)
+        torch._dynamo.mark_dynamic(x, 0)
+        torch.testing.assert_close(
+            compiled(x, x, case.gate, None, case.act), plain_tail(x, x, case.gate, None, case.act)
+        )
+    assert len(graphs) == 1
+    assert "ferattn" in str(graphs[0].graph)
+
+
+def test_second_derivatives_go_through_the_operators() -> None:
+    torch.manual_seed(4)
+    for kind, act in (("se", "relu"), ("cbam", "silu"), ("eca", "identity")):
+        case = Case(kind, "train", Act(act), (2, 4, 3, 3))
+        second = []
+        for tail in (_through, plain_tail):
+            x, shortcut = case.maps[0].clone().requires_grad_(), case.maps[2].clone().requires_grad_()
+            norm = Norm(case.weight, case.bias, None, None, training=True)
+            out = tail(x, shortcut, case.gate, norm, case.act)
+            (dx,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+            second.append(torch.autograd.grad(dx.square().sum(), [x, shortcut], allow_unused=True))
+        for ours, theirs in zip(*second, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("gate", "flops"),
+    [
+        (SEGate(torch.randn(2, 6), None, torch.randn(6, 2), None), 2 * 2 * (6 * 2 * 2)),
+        (ECAGate(torch.randn(1, 1, 3), None, 6), 2 * 2 * 6 * 3),
+        (
+            CBAMGate(torch.randn(2, 6), None, torch.randn(6, 2), None, torch.randn(1, 2, 7, 7), None),
+            2 * 2 * (2 * 6 * 2 * 2) + 2 * 2 * 5 * 4 * 2 * 49,
+        ),
+    ],
+)
+def test_floating_point_operations_are_counted(gate: Gate, flops: int) -> None:
+    x = torch.randn(2, 6, 5, 4, requires_grad=True)
+    with FlopCounterMode(display=False) as ours:
+        out = _through(x, None, gate, None, Act())
+    assert ours.get_total_flops() == flops
+    with FlopCounterMode(display=False) as reference:
+        plain_tail(x, None, gate)
+    assert flops == reference.get_total_flops()
+    with FlopCounterMode(display=False) as ours:
+        out.sum().backward()
+    assert ours.get_total_flops() == 2 * flops
+
+
+def test_measure_counts_the_operators() -> None:
+    from ferattn.measure import count
+
+    class Tail(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            gate = SEGate(torch.ones(2, 6), None, torch.ones(6, 2), None)
+            return _through(x, x, gate, None, Act("relu"))
+
+    assert count(Tail(), (6, 5, 4)).flops == 2 * (6 * 2 * 2)
+
+
+def test_an_exported_program_does_not_need_ferattn() -> None:
+    gate = ECAGate(torch.ones(1, 1, 3), None, 6)
+
+    class Tail(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return fused_tail(x, x, gate, act=Act("relu"))
+
+    x = torch.randn(2, 6, 5, 4)
+    program = torch.export.export(Tail(), (x,), strict=True)
+    assert "ferattn" not in str(program.graph)
+    torch.testing.assert_close(program.module()(x), Tail()(x))
+
+
+# Which way
+
+
+def _arguments(device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[Tensor, None, ECAGate]:
+    return torch.ones(2, 6, 4, 4, device=device, dtype=dtype), None, ECAGate(torch.ones(1, 1, 3), None, 6)
+
+
+def test_a_path_that_cannot_run_says_why() -> None:
+    x, shortcut, gate = _arguments()
+    assert str(explain(x, shortcut, gate)) == "plain: the map is on the cpu"
+    with pytest.raises(InvalidOption, match=r"path 'triton' cannot run here: the map is on the cpu. Options: auto"):
+        fused_tail(x, shortcut, gate, path="triton")
+    with use("triton"), pytest.raises(InvalidOption, match="the map is on the cpu"):
+        explain(x, shortcut, gate)
+    with use("triton"), use("plain"):
+        assert str(explain(x, shortcut, gate)) == "plain: asked for"
+    with use("triton"), use("auto"):
+        assert explain(x, shortcut, gate).path == "plain"
+    with use("triton"):
+        torch.testing.assert_close(fused_tail(x, shortcut, gate, path="plain"), plain_tail(x, shortcut, gate))
+
+
+def test_an_unknown_path_is_named() -> None:
+    with pytest.raises(UnknownChoice, match="did you mean 'triton'"):
+        fused_tail(*_arguments(), path="tritn")
+    with pytest.raises(UnknownChoice, match="did you mean 'plain'"), use("plane"):
+        pass
+
+
+def test_a_compiled_tail_follows_what_is_forced() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(fused_tail, fullgraph=True, backend="eager")
+    x, shortcut, gate = _arguments()
+    expected = plain_tail(x, shortcut, gate)
+    torch.testing.assert_close(compiled(x, shortcut, gate), expected)
+    with use("triton"), pytest.raises(Exception, match="the map is on the cpu"):
+        compiled(x, shortcut, gate)
+    torch.testing.assert_close(compiled(x, shortcut, gate), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda x, gate: (x.double(), gate), "the map is float64"),
+        (lambda x, gate: (x[:0], gate), "the map is empty"),
+        (lambda x, gate: (x, gate._replace(weight=torch.ones(1, 1, 33))), "a filter of 33"),
+        (lambda x, gate: (x, gate._replace(weight=torch.ones(1, 1, 4))), "a filter of 4"),
+        (lambda x, gate: (x, gate._replace(weight=gate.weight.double())), "a weight is float64"),
+        (lambda x, gate: (x, gate._replace(weight=gate.weight.to("meta"))), "a tensor is on meta, the map on cpu"),
+    ],
+)
+def test_what_the_kernels_do_not_take_is_named(
+    change: Callable[..., Any], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "_machine", lambda *_: None)
+    x, _, gate = _arguments()
+    assert explain(x, None, gate).path == "triton"
+    x, gate = change(x, gate)
+    assert str(explain(x, None, gate)) == f"plain: {reason}"
+
+
+def test_an_old_gpu_takes_the_plain_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 0) if index == 1 else (7, 5))
+    assert dispatch._machine("cuda", 0, False) == "the GPU is older than compute capability 8.0"
+    assert dispatch._machine("cuda", 1, False) is None
+
+
+def test_the_kernels_are_imported_on_first_use() -> None:
+    script = "import sys, ferattn.kernels; print('ferattn.kernels.triton' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
