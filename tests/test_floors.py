@@ -14,7 +14,7 @@ FLOORS = [
     {"errors", "reference", "entrypoints"},
     {"statistics"},
     {"heads", "kernels"},
-    {"activations", "attention", "placements", "cnn"},
+    {"activations", "attention", "placements", "cnn", "tail_graphs"},
     {"sites", "backbones", "residual"},
     {"spec", "weights", "folding"},
     {"assembly"},

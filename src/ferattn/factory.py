@@ -33,7 +33,8 @@ def create_model(
     placement: Placement | None = None,
     attention_options: Mapping[str, Any] | None = None,
     activation_options: Mapping[str, Any] | None = None,
-    fused: bool | str = False,
+    fused: bool | str | None = None,
+    compile_tails: bool = False,
     **timm_options: Any,
 ) -> nn.Module:
     """Build a model from its name, ``<backbone>[_<attention>][_<activation>]``.
@@ -53,6 +54,8 @@ def create_model(
         fused: Compute norm, attention, addition and activation at a residual block's end as one operation: True,
             False, or ``"auto"``, under ``torch.compile`` only. Young, so off unless asked for; see
             :func:`ferattn.residual.fuse_tails`.
+        compile_tails: Compile these operations and leave the rest of the model eager; see
+            :func:`ferattn.residual.compile_tails`.
         **timm_options: timm's own: ``drop_rate``, ``drop_path_rate``, ``global_pool``, ``features_only``,
             ``out_indices``, ``pretrained_cfg_overlay``, ``cache_dir``, ``checkpoint_path``, ...
 
@@ -92,6 +95,7 @@ def create_model(
         attention_options=_as_dict("attention_options", attention_options),
         activation_options=_as_dict("activation_options", activation_options),
         fused=fused,
+        compile_tails=compile_tails,
         **timm_options,
     )
     if checkpoint is not None:
