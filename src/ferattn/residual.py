@@ -21,7 +21,7 @@ from ferattn.errors import InvalidOption
 from ferattn.kernels import Act, CBAMGate, ECAGate, Gate, Norm, SEGate, fused_tail
 from ferattn.tail_graphs import TailGraphs
 
-__all__ = ["HOOKS", "compile_tails", "explain", "fuse_tails", "kind_of_block"]
+__all__ = ["HOOKS", "compile_tails", "explain", "fuse_tails", "gate_of", "kind_of_block"]
 
 _FUSED = ("auto", True, False)
 _INSIDE = (SE, ECA, CBAM, ChannelGate, SpatialGate, nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm2d)
@@ -168,7 +168,7 @@ class _Tail(nn.Module):
         if _refusal(self) is None and _fits(self, x, shortcut) and _not_worth_it(self) is None:
             norm, act = (None if name is None else getattr(self, name) for name in self.tail_names)
             run = fused_tail if self.graphs is None or torch.compiler.is_compiling() else self.graphs
-            return run(x, shortcut, _gate(_attention(self)), _norm(norm), _act(act) or Act())
+            return run(x, shortcut, gate_of(_attention(self)), _norm(norm), _act(act) or Act())
         return self.by_module(x, shortcut)
 
     def by_module(self, x: Tensor, shortcut: Tensor) -> Tensor:
@@ -340,7 +340,7 @@ def _act(act: Any) -> Act | None:
     return Act(names[type(act)]) if type(act) in names else None
 
 
-def _gate(attention: Any) -> Gate:
+def gate_of(attention: Any) -> Gate:
     """An attention block's weights as the tail takes them."""
     if type(attention) is SE:
         return SEGate(*attention.layers)
