@@ -28,11 +28,13 @@ take for themselves. Losses stand beside wins. The records below come from one t
 machine that had other work to do; its load is printed with each. Compare within a group: between groups the load
 changed (the ResNetV2 rows of the first table suffered from it, as their "±" shows).
 
-On a GPU the same commands run as they are, and blocks are also replayed as CUDA graphs. No GPU has been at hand for
-this page; these two commands make what is owed:
+On a GPU the same commands run as they are, and blocks and tails are also replayed as CUDA graphs. No GPU has been at
+hand for this page; these commands make what is owed (the tails of residual blocks have a page of their own,
+{doc}`tails`):
 
     ferattn bench --against timm --device cuda --batch 256 --dtype bfloat16 --channels-last --json models-gpu.json
     ferattn bench blocks --device cuda --batch 256 --dtype bfloat16 --json blocks-gpu.json
+    ferattn bench tails --device cuda --batch 256 --dtype bfloat16 --channels-last --json tails-gpu.json
 """
 
 SECTIONS = (

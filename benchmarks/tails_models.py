@@ -1,50 +1,75 @@
-"""One training step of a whole model, its tails fused and not, eager or compiled; processor time on one thread.
+"""What attention costs a ResNet-50, its tails fused, compiled or module by module, against the plain one; and the page.
 
-python benchmarks/tails_models.py resnet18_cbam --image 48 --batch 16 --compile
+Each record is one run of ``ferattn bench``, whose command stands in it. A run takes one to two minutes on one core,
+the compiled ones more until their compiler's cache is warm.
+
+    python benchmarks/tails_models.py eager --out benchmarks/results
+    python benchmarks/tails_models.py compiled --out benchmarks/results
+    python benchmarks/tails_models.py page
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import statistics
-import time
+from pathlib import Path
 
 import torch
 
-from ferattn import create_model
-from ferattn.residual import fuse_tails
+from ferattn.bench import read_record, report
+from ferattn.cli import app
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE / "tails.md"
+MARK = "<!-- below: written by `python benchmarks/tails_models.py page` -->\n"
+STEPS = {"inference": "--no-train", "training": "--train"}
+MODES = {"eager": "--no-compile", "compiled": "--compile"}
+
+
+def record_path(mode: str, step: str, folder: Path) -> Path:
+    """Where a record is kept."""
+    return folder / f"bench-0.1.0-tailnets-{mode}-{step}-cpu.json"
+
+
+def measure(mode: str, step: str, options: argparse.Namespace) -> None:
+    """One run of ``ferattn bench``."""
+    ours = ["fused", "compiled-tails"] if mode == "eager" else ["fused"]
+    arguments = ["bench", "resnet50_se", "resnet50_cbam", MODES[mode], STEPS[step], "--channels-last"]
+    arguments += [word for other in ("timm", *ours) for word in ("--against", other)]
+    arguments += ["--batch", str(options.batch), "--img-size", str(options.img_size), "--warmup", "2"]
+    arguments += ["--repeats", str(options.repeats), "--budget", str(options.budget)]
+    app([*arguments, "--json", str(record_path(mode, step, options.out)), "--overwrite"], standalone_mode=False)
+
+
+def page(folder: Path) -> str:
+    """The tables of all records that are there."""
+    pieces = []
+    for mode in MODES:
+        for step in STEPS:
+            path = record_path(mode, step, folder)
+            if path.exists():
+                title = f"### ResNet-50, {'training step' if step == 'training' else step}, {mode}\n"
+                pieces += [title, report.as_markdown(read_record(path))]
+    return "\n".join(pieces)
 
 
 def main() -> None:
-    """Read the command line, measure, print."""
+    """Read the command line, measure or write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="a residual network with attention, such as resnet50_cbam")
-    parser.add_argument("--image", type=int, default=48, help="side of the pictures in pixels")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("what", choices=[*MODES, "page"])
+    parser.add_argument("--step", nargs="+", choices=[*STEPS], default=[*STEPS])
+    parser.add_argument("--img-size", type=int, default=48, help="side of the pictures in pixels")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--budget", type=float, default=40.0, help="seconds of sampling per run")
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the records")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    modules = create_model(options.name, fused=False, img_size=options.image)
-    fused = copy.deepcopy(modules)
-    fuse_tails(fused, True)
-    plain = create_model(options.name.split("_se")[0].split("_eca")[0].split("_cbam")[0], img_size=options.image)
-    models = {"plain": plain, "modules": modules, "fused": fused}
-    steps = {name: torch.compile(model) if options.compile else model for name, model in models.items()}
-    pictures = torch.randn(options.batch, 1, options.image, options.image)
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for repeat in range(options.repeats + 2):
-        for name, step in steps.items():
-            start = time.process_time()
-            step(pictures).square().mean().backward()
-            if repeat > 1:
-                seconds[name].append(time.process_time() - start)
-            models[name].zero_grad()
-    for name, runs in seconds.items():
-        ratio = statistics.median(m / s for m, s in zip(seconds["modules"], runs, strict=True))
-        print(f"{name:8s} {statistics.median(runs) * 1e3:9.1f} ms {ratio:7.2f} x module by module", flush=True)
+    if options.what == "page":
+        text = PAGE.read_text(encoding="utf-8").partition(MARK)[0]
+        PAGE.write_text(text + MARK + "\n" + page(options.out), encoding="utf-8")
+    else:
+        for step in options.step:
+            measure(options.what, step, options)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ FLOORS = [
     {"errors", "reference", "entrypoints"},
     {"statistics"},
     {"heads", "kernels"},
-    {"activations", "attention", "placements", "cnn", "stems"},
+    {"activations", "attention", "placements", "cnn", "stems", "tail_graphs"},
     {"sites", "backbones", "residual"},
     {"spec", "weights", "folding"},
     {"assembly"},

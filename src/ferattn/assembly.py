@@ -15,7 +15,7 @@ from ferattn.attention import ATTENTION
 from ferattn.backbones import build_backbone, feature_options, image_size, is_timm_backbone
 from ferattn.errors import FerattnError, InvalidOption, UnknownChoice, WeightsMismatch, closest, require_whole
 from ferattn.placements import Placement
-from ferattn.residual import fuse_tails
+from ferattn.residual import compile_tails, fuse_tails
 from ferattn.sites import Site, attach
 from ferattn.spec import ModelSpec
 from ferattn.weights import UNREADABLE, LoadReport, load_backbone_weights, source_name, told
@@ -108,7 +108,8 @@ def _construct(
     placement: Placement | None = None,
     attention_options: Mapping[str, Any] | None = None,
     activation_options: Mapping[str, Any] | None = None,
-    fused: bool | str = False,
+    fused: bool | str | None = None,
+    compile_tails: bool = False,
     stem: str = "own",
     **options: Any,
 ) -> nn.Module:
@@ -126,7 +127,7 @@ def _construct(
         swap_activations(model, spec.activation, **activation_options)
     if block is not None:
         attach(model, block, placement)
-    fuse_tails(model, fused)
+    _fuse(model, fused, compiled=compile_tails)
     sites: tuple[Site, ...] = getattr(model, "attention_sites", ())
     parts["blocks"] = [(model.get_submodule(site.path), site.channels) for site in sites]
     if source is not None:
@@ -135,6 +136,16 @@ def _construct(
             model, spec.backbone, in_chans=in_chans, allowed_new=added, **source
         )
     return model
+
+
+def _fuse(model: nn.Module, fused: bool | str | None, *, compiled: bool) -> None:
+    if not isinstance(compiled, bool):
+        raise InvalidOption(f"compile_tails must be True or False; got {compiled!r}.")
+    if compiled and fused is False:
+        raise InvalidOption("compile_tails=True contradicts fused=False: it compiles the fused tails.")
+    fuse_tails(model, False if fused is None else fused)
+    if compiled:
+        compile_tails(model)
 
 
 def _block(

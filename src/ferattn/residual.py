@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from ferattn.attention import CBAM, ECA, SE, ChannelGate, SpatialGate
 from ferattn.errors import InvalidOption
 from ferattn.kernels import Act, CBAMGate, ECAGate, Gate, Norm, SEGate, fused_tail
+from ferattn.tail_graphs import TailGraphs
 
-__all__ = ["HOOKS", "explain", "fuse_tails", "kind_of_block"]
+__all__ = ["HOOKS", "compile_tails", "explain", "fuse_tails", "gate_of", "kind_of_block"]
 
 _FUSED = ("auto", True, False)
 _INSIDE = (SE, ECA, CBAM, ChannelGate, SpatialGate, nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm2d)
@@ -69,11 +70,43 @@ def fuse_tails(model: nn.Module, fused: bool | str = "auto") -> int:
         else:
             block.__class__ = next(kind for kind in _KINDS if kind.plain is plain)
             block.fused = fused
+        block.__dict__.pop("graphs", None)
     if fused is True and not count:
         raise InvalidOption(
             "fused=True needs residual blocks that end in SE, ECA or CBAM, as the placement 'residual' of a ResNet "
             f"or ResNetV2 makes them; {type(model).__name__} has none."
         )
+    return count
+
+
+def compile_tails(model: nn.Module) -> int:
+    """Let :func:`fuse_tails` fuse the tails of a model, and ``torch.compile`` compile them and nothing else.
+
+    For those who cannot compile the whole model: in place, nothing to wrap, no key of the state dict changes, and
+    the rest of the model may do what no compiler takes. Each size of map, and each of train and eval mode, is
+    compiled once, when it first comes; a second batch size compiles graphs for all batch sizes. Copies of the model
+    share them. A compiled tail has no second derivative.
+    :func:`fuse_tails` takes it back.
+
+    Args:
+        model: A ResNet or ResNetV2 with attention at the placement ``"residual"`` or ``"residual-last"``.
+
+    Returns:
+        How many blocks have such a tail.
+
+    Raises:
+        InvalidOption: If the model has no such block.
+
+    >>> from ferattn import create_model
+    >>> model = create_model("resnet18_se")
+    >>> compile_tails(model), explain(model)["layer1.0"]
+    (8, 'compiled')
+    """
+    count = fuse_tails(model, True)
+    graphs = TailGraphs()
+    for block in model.modules():
+        if isinstance(block, _Tail):
+            block.graphs = graphs
     return count
 
 
@@ -83,7 +116,7 @@ def explain(model: nn.Module) -> dict[str, str]:
     That is, in eager PyTorch: train or eval mode matters, and what is attached to the modules.
 
     Returns:
-        For each residual block's path, ``"fused"`` or ``"module by module: <reason>"``.
+        For each residual block's path, ``"fused"``, ``"compiled"`` or ``"module by module: <reason>"``.
 
     >>> from ferattn import create_model
     >>> explain(create_model("resnet18_se", fused=False))["layer1.0"]
@@ -97,7 +130,8 @@ def explain(model: nn.Module) -> dict[str, str]:
                 reason = "no attention before the addition"
             elif isinstance(block, _Tail) and reason is None:
                 reason = _not_worth_it(block)
-            found[path] = "fused" if reason is None else f"module by module: {reason}"
+            way = "fused" if getattr(block, "graphs", None) is None else "compiled"
+            found[path] = way if reason is None else f"module by module: {reason}"
     return found
 
 
@@ -110,6 +144,7 @@ class _Tail(nn.Module):
     """The end of a residual block; mixed into timm's classes."""
 
     fused: bool | str
+    graphs: TailGraphs | None = None
     tail_names: ClassVar[tuple[str | None, str | None]]
     # timm's attributes
     conv1: Any
@@ -132,7 +167,8 @@ class _Tail(nn.Module):
         """From the last convolution's output to the block's."""
         if _refusal(self) is None and _fits(self, x, shortcut) and _not_worth_it(self) is None:
             norm, act = (None if name is None else getattr(self, name) for name in self.tail_names)
-            return fused_tail(x, shortcut, _gate(_attention(self)), _norm(norm), _act(act) or Act())
+            run = fused_tail if self.graphs is None or torch.compiler.is_compiling() else self.graphs
+            return run(x, shortcut, gate_of(_attention(self)), _norm(norm), _act(act) or Act())
         return self.by_module(x, shortcut)
 
     def by_module(self, x: Tensor, shortcut: Tensor) -> Tensor:
@@ -304,7 +340,7 @@ def _act(act: Any) -> Act | None:
     return Act(names[type(act)]) if type(act) in names else None
 
 
-def _gate(attention: Any) -> Gate:
+def gate_of(attention: Any) -> Gate:
     """An attention block's weights as the tail takes them."""
     if type(attention) is SE:
         return SEGate(*attention.layers)

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from ferattn.activations import ACTIVATIONS
-from ferattn.bench import Group, Request, blocks, environment, models, new_record, read_record, resume, schema
+from ferattn.bench import Group, Request, blocks, environment, models, new_record, read_record, resume, schema, tails
 from ferattn.errors import FerattnError, InvalidInput, InvalidOption, UnknownChoice
 from ferattn.measure import time
+from ferattn.residual import explain
 
 RESULTS = sorted((Path(__file__).resolve().parents[2] / "benchmarks" / "results").glob("bench-*.json"))
 
@@ -77,18 +78,20 @@ def test_facts_of_ours_and_timms_plain_resnet_agree() -> None:
         ({"dtype": "bfloat16"}, "dtype", "bfloat16"),
     ],
 )
-@pytest.mark.parametrize("names", [("cnn",), None])
+@pytest.mark.parametrize("names", [("cnn",), None, "tails"])
 def test_every_option_reaches_the_candidate(
-    change: dict[str, Any], column: str, value: object, names: tuple[str, ...] | None
+    change: dict[str, Any], column: str, value: object, names: tuple[str, ...] | str | None
 ) -> None:
-    request = replace(Request(names=names or ("se",), img_sizes=(48,)), device="cpu", **change)
-    suite = models.groups if names else blocks.groups
+    of_models = isinstance(names, tuple)
+    request = replace(Request(names=names if of_models else ("se",), img_sizes=(48,)), device="cpu", **change)
+    suite = models.groups if of_models else tails.groups if names else blocks.groups
     case = next(iter(suite(request))).cases[0]
-    if not names and value == "training":
+    if not of_models and value == "training":
         value = "forward_backward"
     assert case.facts()[column] == value
     candidate = case.build()
-    batch = candidate.inputs.shape[0] if isinstance(candidate.inputs, torch.Tensor) else candidate.inputs[0]
+    first = candidate.inputs if isinstance(candidate.inputs, torch.Tensor) else candidate.inputs[0]
+    batch = first.shape[0] if isinstance(first, torch.Tensor) else first
     found = {
         "batch": batch,
         "step": candidate.step,
@@ -152,9 +155,89 @@ def test_a_block_case_runs(training: bool) -> None:
     assert timing.batch == 2
 
 
+def test_tails_cover_the_largest_maps_and_can_be_narrowed() -> None:
+    groups = list(tails.groups(Request(device="cpu")))
+    assert len({group.key for group in groups}) == len(groups) == 3 * 3 * 2 * 2
+    libraries = ("timm", "plain", "ferattn")
+    assert cases(groups[:1]) == [[f"{library} {mode}" for mode in ("eager", "compiled") for library in libraries]]
+    found = [group.cases[0].facts() for group in groups[::12]]
+    assert [(f["img_size"], f["channels"], f["height"]) for f in found] == [
+        (48, 256, 12),
+        (80, 256, 20),
+        (224, 256, 56),
+    ]
+    narrow = Request(names=("se",), device="cpu", img_sizes=(48,), compiled=False, channels_last=True, training=True)
+    groups = list(tails.groups(narrow))
+    assert [group.cases[0].facts()["channels"] for group in groups] == [256, 512, 1024, 2048]
+    assert cases(groups) == [["timm eager", "plain eager", "ferattn eager"]] * 4
+    quick = list(tails.groups(Request(device="cpu", quick=True)))
+    assert [group.key.split(" px")[0].split()[0] for group in quick] == ["se", "se", "cbam", "cbam"]
+    assert len(cases(list(tails.groups(Request(device="cuda", quick=True))))[0]) == 7
+
+
+def test_facts_of_tails() -> None:
+    request = Request(names=("cbam",), device="cpu", batch=2, dtype="bfloat16", compiled=False, training=True)
+    timm, plain, ours = (case.facts() for case in next(iter(tails.groups(request))).cases)
+    assert ours["map_bytes"] == 2 * 256 * 12 * 12 * 2
+    assert ours["floor_bytes"] == timm["floor_bytes"] == 13 * ours["map_bytes"]
+    assert plain["floor_bytes"] == 11 * plain["map_bytes"]
+    assert (timm["library"], plain["library"], ours["library"]) == ("timm", "plain", "ferattn")
+    assert (timm["attention"], plain["attention"], ours["attention"]) == ("cbam",) * 3
+    assert (timm["path"], plain["path"], ours["path"]) == (None, None, "plain")
+    assert timm["parameters"] == ours["parameters"] + 2 > plain["parameters"] == 512
+
+
+@pytest.mark.parametrize("attention", ["se", "eca", "cbam"])
+@pytest.mark.parametrize("training", [False, True])
+def test_tails_compute_the_same(attention: str, training: bool) -> None:
+    made = tails.tails(attention, 64)
+    x, shortcut = torch.randn(2, 3, 64, 5, 6)
+    theirs, plain, ours = (tail.train(training)(x, shortcut) for tail in made.values())
+    if attention == "cbam" and training:  # timm's norm in the spatial gate is at work now
+        theirs = made["timm"].eval()(x, shortcut)
+        ours = made["ferattn"].eval()(x, shortcut)
+        assert not torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4)  # its statistics have moved, ours have not
+    else:
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(plain, ours, atol=1e-2)
+
+
+def test_tails_that_differ_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tails._Fused, "forward", lambda self, x, shortcut: x)
+    with pytest.raises(InvalidInput, match="apart"):
+        tails.tails("se", 32)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_tail_case_runs(training: bool) -> None:
+    request = Request(names=("cbam",), device="cpu", batch=2, img_sizes=(48,), compiled=False, training=training)
+    candidate = next(iter(tails.groups(request))).cases[2].build()
+    timing = time(
+        candidate.run, candidate.inputs, step=candidate.step, device="cpu", warmup=1, repeats=1, min_sample_ms=0
+    )
+    assert timing.batch == 2
+
+
+def test_our_models_with_fused_tails_can_stand_beside() -> None:
+    request = Request(names=("resnet18_se", "resnet18_cbam"), against=("fused", "compiled-tails"))
+    (group,) = models.groups(request)
+    assert [case.name for case in group.cases][3:] == [
+        "fused: resnet18_se", "fused: resnet18_cbam", "compiled-tails: resnet18_se", "compiled-tails: resnet18_cbam",
+    ]  # fmt: skip
+    for case, way in zip(group.cases[3:], ("fused", "fused", "compiled", "compiled"), strict=True):
+        assert set(explain(case.build().run).values()) == {way}
+    assert models.missing_counterparts(Request(names=("cnn_se", "resnet18"), against=("fused",))) == [
+        "fused has no counterpart of cnn_se, resnet18"
+    ]
+
+
 @pytest.mark.parametrize(
     ("suite", "request_", "message"),
     [
+        (tails.groups, Request(names=("cbma",)), "did you mean 'cbam'"),
+        (tails.groups, Request(in_chans=3), "--in-chans"),
+        (tails.groups, Request(against=("fused",)), "timm only"),
+        (tails.groups, Request(dtype="half"), "unknown dtype"),
         (models.groups, Request(names=("resnet5",)), "unknown model 'resnet5'"),
         (models.groups, Request(names=("resnt*",)), "no model matches"),
         (models.groups, Request(names=("vgg16",), img_sizes=(8,)), "8"),

@@ -63,6 +63,19 @@ def test_blocks(tmp_path: Path) -> None:
     assert "| 48 | 256x12x12 | inference | NCHW |" in page.read_text()
 
 
+def test_tails(tmp_path: Path) -> None:
+    record, page = tmp_path / "tails.json", tmp_path / "tails.md"
+    code, shown, _ = bench("tails", "--quick", "--no-compile", *RUN, "--json", record, "--markdown", page)
+    assert code == 0
+    assert "cbam tail 256x12x12" in shown
+    data = json.loads(record.read_text())
+    jsonschema.validate(data, schema())
+    assert len(data["rows"]) == 4 * 3
+    assert data["settings"]["quick"] is True
+    assert {row["path"] for row in data["rows"] if row["library"] == "ferattn"} == {"plain"}
+    assert "| 48 | 256x12x12 | inference | channels_last |" in page.read_text()
+
+
 def test_without_a_file_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     code, shown, _ = bench("cnn", *RUN)
@@ -97,6 +110,9 @@ def test_quick(tmp_path: Path) -> None:
         (["cnn", "--batch", 0], "--batch must be 1 or more"),
         (["cnn", "--quick"], "--quick chooses the models itself"),
         (["blocks", "--quick"], "--quick chooses the models itself"),
+        (["tails", "se", "--quick"], "--quick chooses the models itself"),
+        (["tails", "--quick", "--img-size", 48], "--quick chooses the map itself"),
+        (["tails", "--plot", "x.svg"], "--plot draws whole models"),
         (["blocks", "cbma"], "did you mean 'cbam'"),
         (["blocks", "--plot", "x.svg"], "--plot draws whole models"),
         (["cnn", "--plot", "x.docx"], "end the name in .svg"),

@@ -1,8 +1,8 @@
-"""The benchmark suites behind ``ferattn bench``: whole models, and attention blocks alone."""
+"""The benchmark suites behind ``ferattn bench``: whole models, attention blocks, and tails of residual blocks."""
 
 from collections.abc import Callable, Iterator
 
-from ferattn.bench import blocks, models
+from ferattn.bench import blocks, models, tails
 from ferattn.bench.plan import DTYPES, Case, Group, Request
 from ferattn.bench.record import environment, new_record, read_record, resume, schema
 from ferattn.bench.run import Watcher, run
@@ -22,5 +22,9 @@ __all__ = [
     "schema",
 ]
 
-SUITES: dict[str, Callable[[Request], Iterator[Group]]] = {"models": models.groups, "blocks": blocks.groups}
+SUITES: dict[str, Callable[[Request], Iterator[Group]]] = {
+    "models": models.groups,
+    "blocks": blocks.groups,
+    "tails": tails.groups,
+}
 """The suites by name; each turns a request into groups of cases."""

@@ -121,8 +121,19 @@ def _timm(spec: ModelSpec) -> Callable[..., nn.Module] | None:
     return partial(timm.create_model, spec.backbone, **options)
 
 
-AGAINST: dict[str, Callable[[ModelSpec], Callable[..., nn.Module] | None]] = {"timm": _timm}
-"""Libraries to compare with."""
+def _tails(spec: ModelSpec, **how: Any) -> Callable[..., nn.Module] | None:
+    """Our own model with its tails as one operation; None where it has no such tails."""
+    if spec.attention is None or not spec.backbone.startswith("resnet"):
+        return None
+    return partial(create_model, str(spec), **how)
+
+
+AGAINST: dict[str, Callable[[ModelSpec], Callable[..., nn.Module] | None]] = {
+    "timm": _timm,
+    "fused": partial(_tails, fused=True),
+    "compiled-tails": partial(_tails, compile_tails=True),
+}
+"""What to compare with: timm's models, and ours with their tails as one operation, as it is or compiled."""
 
 
 def _case(

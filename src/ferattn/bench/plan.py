@@ -31,7 +31,8 @@ class Request:
         compiled: Under ``torch.compile`` or not; None in a suite that does both.
         channels_last: In channels_last memory format or not; None in a suite that does both.
         training: With a backward pass or not; None in a suite that does both.
-        against: Other libraries to time in the same groups.
+        against: What else to time in the same groups.
+        quick: Only a sample of what the suite has, where the suite knows a smaller one.
         warmup: Calls before the first sample.
         repeats: Samples.
         min_sample_ms: Shortest sample.
@@ -48,6 +49,7 @@ class Request:
     channels_last: bool | None = None
     training: bool | None = None
     against: tuple[str, ...] = ()
+    quick: bool = False
     warmup: int = 3
     repeats: int = 20
     min_sample_ms: float = 20.0

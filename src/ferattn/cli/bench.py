@@ -28,27 +28,34 @@ def bench(
         list[str] | None,
         typer.Argument(
             help='Models or patterns ("resnet50_*"); or "blocks", alone or with the names of blocks, for attention '
-            "blocks without a network."
+            'blocks without a network; or "tails" likewise, for the ends of residual blocks that hold them.'
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")] = "auto",
-    batch: Annotated[int | None, typer.Option(help="Images per call; 32, for blocks 16.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images per call; 32, for blocks and tails 16.")] = None,
     img_size: Annotated[
-        list[int] | None, typer.Option(help="Pixels; may be given again. 48; for blocks 48, 80 and 224.")
+        list[int] | None,
+        typer.Option(help="Pixels; may be given again. 48; blocks 48, 80 and 224, tails the largest map of each."),
     ] = None,
     in_chans: Annotated[int, typer.Option(help="Channels of the images.")] = 1,
     dtype: Annotated[str, typer.Option(help="float32, or bfloat16 or float16 under autocast.")] = "float32",
     compile: Annotated[
-        bool | None, typer.Option(help="Under torch.compile, or eager; blocks are run both ways by default.")
+        bool | None,
+        typer.Option(help="Under torch.compile, or eager; blocks and tails go both ways."),
     ] = None,
     channels_last: Annotated[
-        bool | None, typer.Option(help="Memory format; blocks are run in both by default.")
+        bool | None, typer.Option(help="Memory format; blocks and tails are run in both by default.")
     ] = None,
     train: Annotated[
-        bool | None, typer.Option(help="Training steps, or inference; blocks are run both ways by default.")
+        bool | None, typer.Option(help="Training steps, or inference; blocks and tails go both ways.")
     ] = None,
-    against: Annotated[list[str] | None, typer.Option(help="Also time this library's models: timm.")] = None,
-    quick: Annotated[bool, typer.Option(help="Three backbones, plain and with each block, in two minutes.")] = False,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(help="Also time timm's models (timm), or ours with their tails in one (fused, compiled-tails)."),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option(help="Three backbones, plain and with each block, in two minutes; or a few tails.")
+    ] = False,
     warmup: Annotated[int, typer.Option(help="Calls before the first sample.")] = 3,
     repeats: Annotated[int, typer.Option(help="Samples.")] = 20,
     budget: Annotated[float, typer.Option(help="Seconds of sampling per group at the most.")] = 20.0,
@@ -76,15 +83,17 @@ def bench(
     given = tuple(names or ())
     suite = given[0] if given and given[0] in suites.SUITES else "models"
     given = given[1:] if given and given[0] == suite else given
-    if quick and (given or suite != "models"):
+    if quick and (given or suite == "blocks"):
         raise InvalidOption("--quick chooses the models itself; leave out either it or the names")
+    if quick and suite == "tails" and img_size:
+        raise InvalidOption("--quick chooses the map itself; leave out either it or --img-size")
     if plot is not None and suite != "models":
-        raise InvalidOption("--plot draws whole models; blocks have tables")
+        raise InvalidOption("--plot draws whole models; blocks and tails have tables")
     if plot is not None:
         report.require_plot(plot)
     where = resolve_device(device)
     request = suites.Request(
-        names=models.quick_names() if quick else given,
+        names=models.quick_names() if quick and suite == "models" else given,
         device=str(where),
         batch=8 if quick and batch is None else batch,
         img_sizes=tuple(img_size) if img_size else None,
@@ -94,6 +103,7 @@ def bench(
         channels_last=channels_last,
         training=train,
         against=tuple(against or ()),
+        quick=quick,
         warmup=warmup,
         repeats=repeats,
         budget_s=min(budget, QUICK_BUDGET_S) if quick else budget,
