@@ -1,18 +1,25 @@
-"""A grid: every run once, paired differences, nothing lost when one fails."""
+"""A grid: every run once, paired differences, nothing lost when one fails or time runs out."""
 
 from __future__ import annotations
 
 import csv
+import json
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from ferattn.cli import app
-from ferattn.cli.study import load_grid
+from ferattn.cli import app, workers
+from ferattn.cli.study import Cell, Grid, load_grid
+from ferattn.cli.study_report import write_report
+from ferattn.cli.workers import Plan, carry_out_all, gpus, threads
 from ferattn.errors import FerattnError
-from ferattn.statistics import holm, sign_flip
-from ferattn.training import RunFolder
+from ferattn.statistics import holm, sign_flip, summarize
+from ferattn.training import Predictions, Recipe, RunFolder
 from training import faces
 
 GRID = """
@@ -31,10 +38,16 @@ batch_size = 8
 def test_a_grid_names_its_cells(tmp_path: Path) -> None:
     path = tmp_path / "grid.toml"
     path.write_text(
-        GRID.replace('attentions = ["none", "se"]', 'attentions = ["none", "se"]\nactivations = ["own", "elu"]')
+        GRID.replace(
+            'attentions = ["none", "se"]',
+            'attentions = ["none", "se"]\nactivations = ["own", "elu"]\nfractions = [0.25, 1]',
+        )
     )
     grid = load_grid(path)
-    assert list(grid.models.values()) == ["cnn", "cnn_elu", "cnn_se", "cnn_se_elu"]
+    names = ["cnn", "cnn_elu", "cnn_se", "cnn_se_elu"]
+    assert [cell.model for cell in grid.cells] == [name for name in names for _ in range(2)]
+    assert [cell.folder(7) for cell in grid.cells][:2] == ["cnn-0.25-seed7", "cnn-seed7"]
+    assert [cell.name for cell in grid.cells][:2] == ["cnn 25 %", "cnn"]
     assert grid.data == tmp_path / "images"
     assert grid.options[-4:] == ("--set", "epochs=1", "--set", "batch_size=8")
 
@@ -50,6 +63,10 @@ def test_a_grid_names_its_cells(tmp_path: Path) -> None:
         ('data = "images"', "", "data missing"),
         ('backbones = ["cnn"]', 'backbones = "cnn"', "a list is needed"),
         ("[set]", "[set", "no grid"),
+        ("seeds = [0, 3]", "fractions = [0.5, 0.5]", "different numbers above 0"),
+        ("seeds = [0, 3]", "fractions = [1.5]", "up to 1"),
+        ("seeds = [0, 3]", "fractions = [true]", "up to 1"),
+        ("epochs = 1", "train_fraction = 0.5", "fractions = .* of the grid"),
     ],
 )
 def test_mistakes_in_a_grid(tmp_path: Path, old: str, new: str, said: str) -> None:
@@ -57,6 +74,153 @@ def test_mistakes_in_a_grid(tmp_path: Path, old: str, new: str, said: str) -> No
     path.write_text(GRID.replace(old, new))
     with pytest.raises(FerattnError, match=said):
         load_grid(path)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [(["--workers", "0"], "--workers 0"), (["--minutes", "0"], "--minutes 0")]
+)
+def test_mistakes_on_the_command_line(tmp_path: Path, words: list[str], said: str) -> None:
+    (tmp_path / "grid.toml").write_text(GRID)
+    result = CliRunner().invoke(app, ["study", str(tmp_path / "grid.toml"), "--out", str(tmp_path / "o"), *words])
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+# Runs by hand, so that reports need no training
+
+
+def _run(folder: Path, cell: Cell, hits: np.ndarray[Any, Any], images: int) -> RunFolder:
+    folder.mkdir(parents=True)
+    labels = np.arange(len(hits)) % 4
+    logits = np.eye(4, dtype=np.float32)[np.where(hits, labels, (labels + 1) % 4)]
+    ids = tuple(f"{row}" for row in range(len(hits)))
+    Predictions(logits, labels, ids, faces.CLASSES, "none", "FER2013 test", "x").save(folder / "predictions-test.npz")
+    recipe = Recipe(size=48, train_fraction=cell.fraction).to_dict()
+    data = {"dataset": "FER2013", "classes": list(faces.CLASSES), "test_on": "test", "images": {"train": images}}
+    run = RunFolder(folder)
+    run.write_json("config.json", {"recipe": recipe, "data": data, "recipe_name": "luo2023"})
+    test = {"accuracy": hits.mean(), "macro_f1": 0.5, "nll": 1, "ece": 0.1, "images": len(hits), "dataset": "FER2013"}
+    rest = {"validation_accuracy": 0.5, "best_epoch": 1, "epochs": 2, "seconds": 3.0, "honest": True}
+    run.write_json("results.json", {"test": test, **rest})
+    return run
+
+
+def _report(tmp_path: Path, cells: list[Cell], seeds: tuple[int, ...] = (0, 1, 2)) -> tuple[str, dict[Any, float]]:
+    plan = Grid(tmp_path, "luo2023", tuple(cells), seeds, (), {})
+    random = np.random.default_rng(0)
+    finished, accuracy = {}, {}
+    for number, cell in enumerate(cells):
+        for seed in seeds:
+            hits = random.random(80) < 0.5 + 0.03 * number
+            images = round(1000 * cell.fraction)
+            finished[cell, seed] = _run(tmp_path / "runs" / cell.folder(seed), cell, hits, images)
+            accuracy[cell, seed] = 100 * hits.mean()
+    write_report(finished, plan, tmp_path, failed=["a: b"], missing=["cnn-seed9"])
+    return (tmp_path / "report.md").read_text(), accuracy
+
+
+def test_the_published_tables_stand_beside_ours(tmp_path: Path) -> None:
+    names = [("none", "own"), ("none", "elu"), ("none", "selu"), ("cbam", "elu")]
+    cells = [Cell("resnet50", attention, activation) for attention, activation in names]
+    report, accuracy = _report(tmp_path, cells)
+    for cell, published, millions in ((cells[1], 58.61, 23.49), (cells[3], 59.90, 26.02)):
+        ours = summarize([accuracy[cell, seed] for seed in (0, 1, 2)])
+        line = next(
+            line for line in report.splitlines() if line.startswith(f"| resnet50 | {cell.attention} | {millions}")
+        )
+        assert f"| {published:.2f} | {ours.mean:.2f} ({ours.interval.low:.2f} to {ours.interval.high:.2f}) |" in line
+    for activation, published, cell in (
+        ("relu", 85.16, cells[0]),
+        ("elu", 88.21, cells[1]),
+        ("selu", 87.91, cells[2]),
+    ):
+        mean = np.mean([accuracy[cell, seed] for seed in (0, 1, 2)])
+        assert f"| {activation} | {published:.2f} | {mean:.2f} (" in report
+    assert "- a: b" in report
+    assert "- cnn-seed9" in report
+    for name in ("accuracy.png", "cost.png"):
+        assert (tmp_path / name).stat().st_size > 5000
+        assert f"]({name})" in report
+    assert not (tmp_path / "fractions.png").exists()
+    with (tmp_path / "table.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len({row["flops"] for row in rows}) == 2
+
+
+def test_training_set_sizes_have_a_plot_and_a_column(tmp_path: Path) -> None:
+    cells = [Cell("cnn", attention, "own", share) for attention in ("none", "se") for share in (0.1, 0.5, 1.0)]
+    report, _ = _report(tmp_path, cells)
+    assert (tmp_path / "fractions.png").stat().st_size > 5000
+    assert "| cnn | se | own | 10 % |" in report
+    assert "| cnn_se 10 % - cnn 10 % |" in report
+    assert "cnn_se - cnn 10 %" not in report
+    assert "Table 7" not in report  # Luo's network is not in it
+
+
+def test_no_run_is_begun_that_would_not_be_over() -> None:
+    now = time.monotonic()
+    kinds = {"a1": "a", "b1": "b", "c1": "c"}
+    plan = Plan({name: [] for name in kinds}, kinds, {"a": [100.0, 60.0], "b": [5.0]}, now + 50)
+    assert plan.next() == "b1"  # c is unknown and may take as long as a
+    plan.jobs.pop("b1")
+    assert plan.next() is None
+    assert Plan({"c1": []}, kinds, {}, now + 50).next() == "c1"
+    assert Plan({"a1": []}, kinds, {"a": [100.0]}, None).next() == "a1"
+    assert Plan({"c1": []}, kinds, {}, now - 1).next() is None
+
+
+def test_gpus_are_those_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, 3")
+    assert gpus() == ["5", "3"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert gpus() == []
+
+
+def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    assert [threads(count) for count in (1, 5, 16, 99)] == [16, 3, 1, 1]
+
+
+class _Puppet:
+    """A worker that dies, fails or works as its words say."""
+
+    made: list[tuple[str | None, int]]
+
+    def __init__(self, device: str | None, cpu_threads: int) -> None:
+        self.made.append((device, cpu_threads))
+        self.alive = True
+
+    def carry_out(self, words: list[str], seconds: float | None) -> str | None:
+        self.alive = words[0] != "die"
+        time.sleep(0.05)
+        return {"work": None, "fail": "a mistake", "die": "out of memory"}[words[0]]
+
+    def end(self) -> None:
+        self.alive = False
+
+
+def test_a_dead_process_is_replaced_and_gpus_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    _Puppet.made = []
+    monkeypatch.setattr(workers, "_Worker", _Puppet)
+    monkeypatch.setattr(workers, "gpus", lambda: ["4", "6"])
+    monkeypatch.setattr(workers, "threads", lambda count: 100 + count)
+    words = {"a": "work", "b": "die", "c": "fail", "d": "work", "e": "work", "f": "work"}
+    told: dict[str, str | None] = {}
+    plan = Plan({name: [word] for name, word in words.items()}, dict.fromkeys(words, "x"))
+    carry_out_all(plan, 3, lambda name, error: told.update({name: error}))
+    assert told == dict.fromkeys("adef") | {"b": "out of memory", "c": "a mistake"}
+    assert not plan.jobs
+    assert len(plan.seconds["x"]) == 4
+    assert {count for _, count in _Puppet.made} == {103}
+    assert sorted(device or "" for device, _ in _Puppet.made[:3]) == ["4", "4", "6"]
+    assert len(_Puppet.made) == 4
 
 
 @pytest.mark.slow
@@ -69,7 +233,7 @@ def test_a_study_runs_resumes_and_reports(tmp_path: Path, monkeypatch: pytest.Mo
     faces.folder_of_images(tmp_path / "images")
     path, out = tmp_path / "grid.toml", tmp_path / "out"
     path.write_text(GRID)
-    result = CliRunner().invoke(app, ["study", str(path), "--out", str(out)])
+    result = CliRunner().invoke(app, ["study", str(path), "--out", str(out), "--workers", "2"])
     assert result.exit_code == 0, result.output
     with (out / "table.csv").open() as stream:
         rows = list(csv.DictReader(stream))
@@ -84,10 +248,20 @@ def test_a_study_runs_resumes_and_reports(tmp_path: Path, monkeypatch: pytest.Mo
     adjusted = holm({"x": test.p_value})["x"].adjusted
     assert f"| cnn_se - cnn | {100 * test.difference:+.2f} |" in report
     assert f"| {test.p_value:.4f} | {adjusted:.4f} | 0.5000 |" in report
+    # One process does several runs; a run of its own ends in the same weights.
+    alone = ["--recipe", "luo2023", "--model", "cnn_se", "--data", str(tmp_path / "images"), "--seed", "3"]
+    alone += ["--out", str(tmp_path / "alone"), "--accelerator", "cpu", "--no-tensorboard", "--no-progress"]
+    result = CliRunner().invoke(app, ["train", *alone, "--set", "epochs=1", "--set", "batch_size=8"])
+    assert result.exit_code == 0, result.output
+    twins = [
+        RunFolder(folder).predictions("test").logits for folder in (tmp_path / "alone", out / "runs/cnn_se-seed3")
+    ]
+    np.testing.assert_allclose(twins[0], twins[1], atol=1e-5)
     (out / "runs" / "cnn-seed3" / "results.json").unlink()
     result = CliRunner().invoke(app, ["study", str(path), "--out", str(out), "--no-train"])
     assert "3 of them done" in result.output
     assert "3 of 4 runs" in result.output
+    assert "## Missing\n\n- cnn-seed3" in (out / "report.md").read_text()
     config = out / "runs" / "cnn-seed3" / "config.json"
     config.write_text(config.read_text().replace('"batch_size": 8', '"batch_size": 9'))
     result = CliRunner().invoke(app, ["study", str(path), "--out", str(out)])
@@ -97,3 +271,32 @@ def test_a_study_runs_resumes_and_reports(tmp_path: Path, monkeypatch: pytest.Mo
     result = CliRunner().invoke(app, ["study", str(path), "--out", str(out)])
     assert result.exit_code == 2
     assert "made by another grid; recipe.batch_size was 8, now 9" in result.output
+
+
+@pytest.mark.slow
+def test_time_runs_out_and_the_rest_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+    import sys
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    faces.folder_of_images(tmp_path / "images")
+    path, out = tmp_path / "grid.toml", tmp_path / "out"
+    path.write_text(GRID.replace("epochs = 1", "epochs = 100000").replace("[0, 3]", "[0, 1, 2, 3, 4, 5, 6, 7]"))
+    start = time.monotonic()
+    result = CliRunner().invoke(app, ["study", str(path), "--out", str(out), "--minutes", "0.5"])
+    assert time.monotonic() - start < 60
+    assert result.exit_code == 2
+    assert "no run has finished" in result.output
+    assert len(list((out / "runs").iterdir())) == 1
+    assert json.loads((out / "runs" / "cnn-seed0" / "config.json").read_text())["seed"] == 0
+
+
+def test_cells_differ_in_one_thing() -> None:
+    from ferattn.cli.study_report import _pairs
+
+    cells = [Cell("cnn", attention, activation) for attention in ("none", "se") for activation in ("relu", "elu")]
+    cells += [replace(cell, fraction=0.5) for cell in cells]
+    pairs = _pairs(cells)
+    assert len(pairs) == 8
+    for a, b in pairs:
+        assert sum(x != y for x, y in zip(vars(a).values(), vars(b).values(), strict=True)) == 1

@@ -314,6 +314,25 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert not list((tmp_path / "run").rglob("*.part"))
 
 
+def test_checkpoints_every_few_epochs_resume_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"epochs": 5, "ema_decay": 0.8, "optimizer": "sgd", "schedule": "cosine"}
+    machine = Machine(accelerator="cpu", checkpoint_epochs=2)
+    whole = run(tmp_path / "whole", **changes)
+    with monkeypatch.context() as patch:
+        _interrupt(patch, "metrics.csv", 4)
+        with pytest.raises(_Killed):
+            run(tmp_path / "cut", machine=machine, **changes)
+    assert torch.load(RunFolder(tmp_path / "cut").last, weights_only=True)["epoch"] == 1
+    resumed = run(tmp_path / "cut", machine=machine, **changes)
+    assert same(whole, resumed)
+    assert len(rows_of(resumed)) == resumed.results["epochs"] == 5
+    never = run(tmp_path / "never", machine=Machine(accelerator="cpu", checkpoint_epochs=9), **changes)
+    assert same(whole, never)
+    assert not never.last.exists()
+
+
 def test_class_weights_are_used(tmp_path: Path) -> None:
     uneven = faces.parts()
     uneven = replace(uneven, train=uneven.train.subset([row for row in range(64) if row % 4 or row < 16]))
@@ -345,7 +364,12 @@ def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_machines_are_checked() -> None:
-    wrong = [({"precision": "fp23"}, "fp32"), ({"devices": 0}, "devices=0"), ({"accelerator": "x"}, "cpu")]
+    wrong = [
+        ({"precision": "fp23"}, "fp32"),
+        ({"devices": 0}, "devices=0"),
+        ({"checkpoint_epochs": 0}, "checkpoint_epochs=0"),
+        ({"accelerator": "x"}, "cpu"),
+    ]
     for options, said in wrong:
         with pytest.raises((UnknownChoice, InvalidOption), match=said):
             Machine(**options)

@@ -8,10 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from ferattn.data import AUGMENTATIONS, BatchTransform
 from ferattn.errors import InvalidOption
-from ferattn.training import FaceData
-from ferattn.training.module import inverse_frequency
+from ferattn.training import FaceClassifier, FaceData
+from ferattn.training.module import _seed, inverse_frequency
 from training import faces
 
 
@@ -54,6 +56,31 @@ def test_numbers_that_do_not_fit() -> None:
         data_of(0, 5, 30, 4, 5)
     with pytest.raises(InvalidOption, match="make_loader"):
         FaceData(faces.faces(8, 1), faces.faces(8, 2), batch_size=2).train_dataloader()
+
+
+def test_evaluation_batches_are_filled_up_for_a_compiled_model() -> None:
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(len(x))
+            return x.flatten(1)[:, :4]
+
+    transform = BatchTransform(AUGMENTATIONS["none"])
+    task = FaceClassifier(Spy(), transform, faces.recipe(), fixed_batches=True).eval()
+    images = torch.randn(5, 1, 8, 8)
+    assert torch.equal(task(images), images.flatten(1)[:, :4])
+    assert torch.equal(task(images[:3]), images[:3].flatten(1)[:, :4])
+    task.train()(images[:2])
+    FaceClassifier(Spy(), transform, faces.recipe()).eval()(images[:3])
+    assert seen == [5, 5, 2, 3]
+
+
+def test_the_seed_of_a_step_is_torchs() -> None:
+    _seed(12, torch.device("cpu"))
+    drawn = torch.rand(3)
+    torch.manual_seed(12)
+    assert torch.equal(drawn, torch.rand(3))
 
 
 def test_rare_classes_weigh_more() -> None:

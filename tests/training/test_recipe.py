@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,7 @@ def test_what_the_papers_say() -> None:
         ({"lr": "fast"}, InvalidOption, "lr='fast'"),
         ({"lr": 0.0}, InvalidOption, "lr=0.0"),
         ({"epochs": True}, InvalidOption, "epochs=True"),
+        ({"train_fraction": 0}, InvalidOption, "train_fraction=0.0"),
         ({"channels": 2}, InvalidOption, "channels=2"),
         ({"schedule": "steps"}, InvalidOption, "step_epochs"),
         ({"schedule": "steps", "step_epochs": [5, 3], "step_factors": [0.1, 0.1]}, InvalidOption, "rising"),
@@ -162,6 +164,23 @@ def test_parts_are_disjoint_and_repeat() -> None:
     assert limited.train.counts() == dict.fromkeys(faces.CLASSES, 2)
     with pytest.raises(InvalidOption, match="limit=3"):
         make_parts(data, recipe, limit=3)
+
+
+def test_smaller_training_sets_are_part_of_larger_ones() -> None:
+    data = faces.faces(400, 1)
+    recipes = [
+        Recipe(split="random-80-20", validation_fraction=0.1, size=8, train_fraction=share)
+        for share in (0.1, 0.25, 0.5, 1.0)
+    ]
+    made = [make_parts(data, recipe, subset_seed=3) for recipe in recipes]
+    assert [len(part.train) for part in made] == pytest.approx([28.8, 72, 144, 288], abs=2)
+    for small, large in pairwise(made):
+        assert set(small.train.ids) < set(large.train.ids)
+        assert max(small.train.counts().values()) - min(small.train.counts().values()) <= 1
+        assert small.test.ids == large.test.ids
+        assert small.validation.ids == large.validation.ids
+    assert make_parts(data, recipes[0], subset_seed=4).train.ids != made[0].train.ids
+    assert make_parts(data, recipes[0], subset_seed=3).train.ids == made[0].train.ids
 
 
 def test_people_stay_on_one_side() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,9 +14,39 @@ from rich.table import Table
 if TYPE_CHECKING:
     from torch import nn
 
-    from ferattn.training import Recipe
+    from ferattn.data import FaceDataset
+    from ferattn.training import Recipe, RunFolder
 
-__all__ = ["build_model", "recipes", "train"]
+    Opener = Callable[[Path, str, Recipe], FaceDataset]
+
+__all__ = ["Job", "build_model", "carry_out", "recipes", "train"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What ``ferattn train`` was asked to do; its options, by their names there."""
+
+    data: Path
+    out: Path
+    recipe: str
+    model: str
+    variant: str | None
+    change: list[str] | None
+    seed: int
+    dataset: str | None
+    split_seed: int
+    fold: int
+    limit: int | None
+    accelerator: str
+    devices: int
+    num_nodes: int
+    precision: str
+    compile_model: bool
+    channels_last: bool
+    deterministic: bool
+    checkpoint_epochs: int
+    tensorboard: bool
+    progress: bool
 
 
 def recipes(
@@ -65,10 +97,46 @@ def train(
     compile_model: Annotated[bool, typer.Option("--compile", help="Compile the model.")] = False,
     channels_last: Annotated[bool, typer.Option(help="Channels-last memory format.")] = False,
     deterministic: Annotated[bool, typer.Option(help="Insist on operations that repeat bit by bit.")] = False,
+    checkpoint_epochs: Annotated[int, typer.Option(help="Epochs between the checkpoints to resume from.")] = 1,
     tensorboard: Annotated[bool, typer.Option(help="Write logs for TensorBoard.")] = True,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
 ) -> None:
     """Train a model by a recipe; keep the best epoch; test it once."""
+    job = Job(
+        data=data,
+        out=out,
+        recipe=recipe,
+        model=model,
+        variant=variant,
+        change=change,
+        seed=seed,
+        dataset=dataset,
+        split_seed=split_seed,
+        fold=fold,
+        limit=limit,
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=num_nodes,
+        precision=precision,
+        compile_model=compile_model,
+        channels_last=channels_last,
+        deterministic=deterministic,
+        checkpoint_epochs=checkpoint_epochs,
+        tensorboard=tensorboard,
+        progress=progress,
+    )
+    run = carry_out(job)
+    if run.finished:
+        _print_results(run.results, run.path)
+
+
+def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
+    """Do a job.
+
+    Args:
+        job: What to do.
+        opener: From a path, a kind of dataset and a recipe to the dataset; by default it is opened anew.
+    """
     import torch
 
     from ferattn.data import open_dataset
@@ -76,39 +144,39 @@ def train(
     from ferattn.errors import InvalidOption
     from ferattn.training import Machine, fit, load_recipe, make_parts
 
-    if not 0 <= seed < 2**31:
-        raise InvalidOption(f"--seed {seed}: from 0 to 2147483647.")
+    if not 0 <= job.seed < 2**31:
+        raise InvalidOption(f"--seed {job.seed}: from 0 to 2147483647.")
     machine = Machine(
-        accelerator=accelerator,
-        devices=devices,
-        num_nodes=num_nodes,
-        precision=precision,
-        compile=compile_model,
-        channels_last=channels_last,
-        deterministic=deterministic,
-        tensorboard=tensorboard,
-        progress=progress,
+        accelerator=job.accelerator,
+        devices=job.devices,
+        num_nodes=job.num_nodes,
+        precision=job.precision,
+        compile=job.compile_model,
+        channels_last=job.channels_last,
+        deterministic=job.deterministic,
+        checkpoint_epochs=job.checkpoint_epochs,
+        tensorboard=job.tensorboard,
+        progress=job.progress,
     )
-    load_recipe(recipe, None, variant)  # misspelt names are told before the data is read
-    kind = guess_kind(data) if dataset is None else dataset
-    settings = load_recipe(recipe, kind, variant).changed(_changes(change or []))
-    build_model(model, settings, classes=7, pretrained=False)
-    parts = make_parts(open_dataset(data, kind), settings, seed=split_seed, fold=fold, limit=limit)
-    if limit is not None and len(parts.train) < settings.batch_size:
+    load_recipe(job.recipe, None, job.variant)  # misspelt names are told before the data is read
+    kind = guess_kind(job.data) if job.dataset is None else job.dataset
+    settings = load_recipe(job.recipe, kind, job.variant).changed(_changes(job.change or []))
+    build_model(job.model, settings, classes=7, pretrained=False)
+    dataset = open_dataset(job.data, kind) if opener is None else opener(job.data, kind, settings)
+    parts = make_parts(dataset, settings, seed=job.split_seed, fold=job.fold, limit=job.limit, subset_seed=job.seed)
+    if job.limit is not None and len(parts.train) < settings.batch_size:
         settings = settings.changed({"batch_size": len(parts.train)})
-    torch.manual_seed(seed)
-    network = build_model(model, settings, classes=len(parts.train.classes), pretrained=settings.pretrained)
+    torch.manual_seed(job.seed)
+    network = build_model(job.model, settings, classes=len(parts.train.classes), pretrained=settings.pretrained)
     about = {
-        "model": model,
-        "recipe_name": recipe,
-        "variant": variant,
-        "split_seed": split_seed,
-        "fold": fold,
-        "limit": limit,
+        "model": job.model,
+        "recipe_name": job.recipe,
+        "variant": job.variant,
+        "split_seed": job.split_seed,
+        "fold": job.fold,
+        "limit": job.limit,
     }
-    run = fit(network, parts, settings, out, seed=seed, about=about, machine=machine)
-    if run.finished:
-        _print_results(run.results, run.path)
+    return fit(network, parts, settings, job.out, seed=job.seed, about=about, machine=machine)
 
 
 def build_model(name: str, recipe: Recipe, *, classes: int, pretrained: bool) -> nn.Module:

@@ -72,7 +72,9 @@ class CachedDataset(FaceDataset):
 
     def batch(self, indices: Tensor) -> Batch:
         """Several images at once: a single gather, where they lie."""
-        indices = indices.to(self.images.device)
+        if self.images.is_cuda and not indices.is_cuda:
+            indices = indices.pin_memory()  # else the copy would wait for all that the GPU still has to do
+        indices = indices.to(self.images.device, non_blocking=True)
         return Batch(self.images[indices], self._labels[indices], indices)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:

@@ -117,7 +117,7 @@ def _boxes(height: int, width: int, area: Tensor, centre: Tensor) -> Tensor:
     """CutMix's rectangles: sides sqrt(area) of the image's, centre anywhere, cut at the border. (b, h, w)."""
     side = area.sqrt()
     half = torch.stack([side * width, side * height], 1) / 2
-    middle = centre * torch.tensor([width, height], device=area.device)
+    middle = torch.stack([centre[:, 0] * width, centre[:, 1] * height], 1)
     low, high = (middle - half).round(), (middle + half).round()
     x = torch.arange(width, device=area.device)
     y = torch.arange(height, device=area.device)

@@ -42,11 +42,17 @@ class Standardize(nn.Module):
         std: One number for each channel, positive.
     """
 
+    _mean: Tensor
+    _std: Tensor
+
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         if len(mean) != len(std) or not mean or min(std) <= 0:
             raise InvalidOption(f"mean={mean!r}, std={std!r}: as many of each, and std positive.")
         self.mean, self.std = tuple(mean), tuple(std)
+        # Where the images are: to copy the numbers there for each batch would be to wait for the GPU.
+        self.register_buffer("_mean", torch.tensor(self.mean)[:, None, None], persistent=False)
+        self.register_buffer("_std", torch.tensor(self.std)[:, None, None], persistent=False)
 
     def extra_repr(self) -> str:
         """The arguments."""
@@ -54,8 +60,9 @@ class Standardize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Standardize. Shape: (b, c, h, w)."""
-        result: Tensor = v2.normalize(images, list(self.mean), list(self.std))
-        return result
+        if images.shape[-3] != len(self.mean):
+            raise InvalidInput(f"images of {images.shape[-3]} channels; there are {len(self.mean)} means.")
+        return (images - self._mean.to(images)).div_(self._std.to(images))
 
 
 class BatchTransform(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -138,21 +139,41 @@ class MovingAverage(WeightAveraging):
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
-        self._step = 0
-        super().__init__(multi_avg_fn=self._average)
+        super().__init__()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Make the average where the training will be; the model itself is not there yet."""
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """After every step."""
-        if step_idx is not None:
-            self._step = step_idx
         return step_idx is not None
 
     @torch.no_grad()
-    def _average(self, averages: list[torch.Tensor], weights: list[torch.Tensor], count: Any) -> None:
-        del count  # on the GPU: to read it would be to wait for it
-        keep = min(self.decay, (1 + self._step) / (10 + self._step))
-        if averages[0].is_floating_point():
-            torch._foreach_lerp_(averages, weights, 1 - keep)
-        else:
-            for average, weight in zip(averages, weights, strict=True):
-                average.copy_(weight)
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Go a step towards the weights. PyTorch's own update reads a number of the GPU's each time and waits."""
+        step, averaged = trainer.global_step, self._average_model
+        if step <= self._latest_update_step or averaged is None:
+            return
+        keep = min(self.decay, step / (9 + step)) if self._latest_update_step else 0.0
+        pairs = list(
+            zip(
+                itertools.chain(averaged.module.parameters(), averaged.module.buffers()),
+                itertools.chain(pl_module.parameters(), pl_module.buffers()),
+                strict=True,
+            )
+        )
+        for whole in (False, True):  # numbers of batches are counted, not averaged
+            chosen = [pair for pair in pairs if pair[0].is_floating_point() != whole]
+            if not chosen:
+                continue
+            averages, weights = ([tensor.detach() for tensor in side] for side in zip(*chosen, strict=True))
+            if whole or not keep:
+                torch._foreach_copy_(averages, weights)
+            else:
+                torch._foreach_lerp_(averages, weights, 1 - keep)
+        averaged.n_averaged += 1
+        self._latest_update_step = step

@@ -46,7 +46,9 @@ class Machine:
         compile: Whether to compile the model.
         channels_last: Whether to keep images and weights in the channels-last memory format.
         workers: Processes that load images; 0 for images in memory.
-        deterministic: Whether to insist on operations that repeat bit by bit.
+        deterministic: Whether to insist on operations that repeat bit by bit. If not, and on a GPU, matrix products
+            in fp32 may use TF32, and cuDNN tries its algorithms out and takes the fastest.
+        checkpoint_epochs: Epochs between the checkpoints from which a run is resumed.
         progress: Whether to show a progress bar.
         tensorboard: Whether to write logs for TensorBoard.
     """
@@ -59,16 +61,17 @@ class Machine:
     channels_last: bool = False
     workers: int = 0
     deterministic: bool = False
+    checkpoint_epochs: int = 1
     progress: bool = False
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
         choose(PRECISIONS, self.precision, "precision")
         choose(dict.fromkeys(("auto", "cpu", "gpu")), self.accelerator, "accelerator")
-        if self.devices < 1 or self.num_nodes < 1 or self.workers < 0:
-            raise InvalidOption(
-                f"devices={self.devices!r}, num_nodes={self.num_nodes!r}, workers={self.workers!r}: at least 1, 1, 0."
-            )
+        least = {"devices": 1, "num_nodes": 1, "workers": 0, "checkpoint_epochs": 1}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise InvalidOption(f"{name}={getattr(self, name)!r}: at least {low}.")
 
 
 def fit(
@@ -112,33 +115,35 @@ def fit(
         model,
         transform,
         recipe,
-        classes=classes,
         seed=seed,
         mixer=make_mixer(AUGMENTATIONS[recipe.augmentation], classes, seed=seed),
         class_weights=inverse_frequency(parts.train.counts()) if recipe.class_weights else None,
         channels_last=machine.channels_last,
+        fixed_batches=machine.compile,
     )
     data = FaceData(parts.train, parts.validation, batch_size=recipe.batch_size, seed=seed, workers=machine.workers)
     history = History(folder.path / "metrics.csv")
     if machine.compile:
-        model.compile()
+        model.compile(dynamic=False)  # every batch has the same shape
     start = time.perf_counter()
-    with _quiet():
-        trainer = _trainer(folder, recipe, machine, history)
+    with _fast_arithmetic(machine):
+        with _quiet():
+            trainer = _trainer(folder, recipe, machine, history)
+            if trainer.is_global_zero:
+                folder.begin(config)
+            if folder.finished:
+                return folder
+            if not _stopped_early(folder, recipe):
+                last = str(folder.last) if folder.last.exists() else None
+                trainer.fit(task, data, ckpt_path=last, weights_only=True)
         if trainer.is_global_zero:
-            folder.begin(config)
-        if folder.finished:
-            return folder
-        if not _stopped_early(folder, recipe):
-            trainer.fit(task, data, ckpt_path=str(folder.last) if folder.last.exists() else None, weights_only=True)
-    if trainer.is_global_zero:
-        device = trainer.strategy.root_device
-        _finish(folder, task.to(device), parts, recipe, time.perf_counter() - start)
+            rows = history.rows or _rows(folder)
+            _finish(folder, task.to(trainer.strategy.root_device), parts, rows, time.perf_counter() - start)
     return folder
 
 
 def _config(parts: Parts, recipe: Recipe, seed: int, about: Mapping[str, Any], machine: Machine) -> dict[str, Any]:
-    shown = {"progress", "tensorboard"}  # what does not change the result may change on resume
+    shown = {"progress", "tensorboard", "checkpoint_epochs"}  # what does not change the result may change on resume
     return {
         **about,
         "seed": seed,
@@ -199,7 +204,7 @@ def _trainer(folder: RunFolder, recipe: Recipe, machine: Machine, history: Histo
     }
     # The best first: the last, from which runs resume, then knows about it.
     callbacks.append(ModelCheckpoint(filename="best", monitor=recipe.keep, mode=mode(recipe.keep), **saving))
-    callbacks.append(ModelCheckpoint(filename="last", **saving))
+    callbacks.append(ModelCheckpoint(filename="last", every_n_epochs=machine.checkpoint_epochs, **saving))
     if machine.accelerator == "gpu" and machine.devices > torch.cuda.device_count():
         raise InvalidOption(f"accelerator='gpu', devices={machine.devices}: there are {torch.cuda.device_count()}.")
     return pl.Trainer(
@@ -217,6 +222,7 @@ def _trainer(folder: RunFolder, recipe: Recipe, machine: Machine, history: Histo
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the loaders divide the images themselves
         deterministic=machine.deterministic,
+        benchmark=torch.cuda.is_available() and not machine.deterministic,
         enable_model_summary=False,
         enable_progress_bar=machine.progress,
         default_root_dir=folder.path,
@@ -252,10 +258,19 @@ def _saved(path: Path) -> dict[str, Any]:
     return state
 
 
-def _finish(folder: RunFolder, task: FaceClassifier, parts: Parts, recipe: Recipe, seconds: float) -> None:
+def _rows(folder: RunFolder) -> list[dict[str, float]]:
+    """The history of a run that was interrupted after its last epoch."""
+    found: list[dict[str, float]] = next(
+        part["rows"] for part in _saved(folder.last)["callbacks"].values() if "rows" in part
+    )
+    return found
+
+
+def _finish(
+    folder: RunFolder, task: FaceClassifier, parts: Parts, rows: list[dict[str, float]], seconds: float
+) -> None:
     state = _saved(folder.best)
     task.load_state_dict(state["state_dict"])
-    rows = next(part["rows"] for part in _saved(folder.last)["callbacks"].values() if "rows" in part)
     folder.keep_weights(task.model, task.transform)
     draw_curves(rows, folder.path / "curves.png")
     validation = predict(task, task.transform, parts.validation, name=f"{parts.validation.name} {parts.select_on}")
@@ -282,6 +297,19 @@ def _finish(folder: RunFolder, task: FaceClassifier, parts: Parts, recipe: Recip
             "test": figures,
         },
     )
+
+
+@contextmanager
+def _fast_arithmetic(machine: Machine) -> Iterator[None]:
+    """TF32 for what is left in fp32, on a GPU and unless every bit counts; the process is left as it was."""
+    precision, benchmark = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    if torch.cuda.is_available() and machine.accelerator != "cpu" and not machine.deterministic:
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.benchmark = benchmark
 
 
 @contextmanager

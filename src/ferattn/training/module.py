@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,6 @@ from ferattn.training.schedule import lr_factor
 
 try:
     import lightning.pytorch as pl
-    from torchmetrics import MeanMetric
-    from torchmetrics.classification import MulticlassAccuracy
 except ImportError as error:
     raise MissingDependency(f'training needs {error.name}: pip install "ferattn[train]"') from error
 
@@ -30,6 +29,37 @@ _LOOK_EVERY = 50
 """Steps between looks at the loss: each look waits for the GPU."""
 
 
+class _Tally:
+    """Losses and hits of an epoch, kept on the device; nothing is computed or waited for until they are asked for."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Tensor, Tensor]] = []
+        self._sums: Tensor | None = None
+        self._images = 0
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """A batch: its mean loss, and what was said of its images."""
+        self._waiting.append((loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum()))
+        self._images += len(labels)
+
+    def gather(self) -> None:
+        """Add up what waits."""
+        if not self._waiting:
+            return
+        sums = torch.stack([torch.stack(column).double().sum() for column in zip(*self._waiting, strict=True)])
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._waiting.clear()
+
+    def finish(self, strategy: Any) -> tuple[float, float]:
+        """Mean loss and accuracy over all processes; begins anew."""
+        self.gather()
+        assert self._sums is not None  # there is no epoch without a batch
+        total = torch.cat([self._sums, self._sums.new_tensor([self._images])])
+        loss, hits, images = strategy.reduce(total, reduce_op="sum").tolist()
+        self._sums, self._images = None, 0
+        return loss / images, hits / images
+
+
 class FaceClassifier(pl.LightningModule):
     """A model, its images' transform and a recipe's loss, optimizer and schedule.
 
@@ -37,11 +67,11 @@ class FaceClassifier(pl.LightningModule):
         model: From images to logits.
         transform: From 8-bit images to what the model sees; augments in training mode.
         recipe: For the loss, the optimizer and the schedule.
-        classes: Number of classes.
         seed: Of dropout; the transform and the mixer have their own.
         mixer: Mixup and CutMix, where wanted.
         class_weights: Weight of each class in the loss, shape (classes,).
         channels_last: Whether to keep images and weights in the channels-last memory format.
+        fixed_batches: Whether to fill up smaller evaluation batches, so that a compiled model sees one shape only.
     """
 
     class_weights: Tensor | None
@@ -52,33 +82,35 @@ class FaceClassifier(pl.LightningModule):
         transform: BatchTransform,
         recipe: Recipe,
         *,
-        classes: int,
         seed: int = 0,
         mixer: Mixer | None = None,
         class_weights: Tensor | None = None,
         channels_last: bool = False,
+        fixed_batches: bool = False,
     ) -> None:
         super().__init__()
+        self.fixed_batches, self._rows = fixed_batches, 0
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.to(memory_format=memory_format)
         self.memory_format = memory_format
         self.transform, self.recipe, self.mixer, self.seed = transform, recipe, mixer, seed
         self.register_buffer("class_weights", class_weights, persistent=False)
-        self.train_loss, self.val_loss = (MeanMetric(nan_strategy="disable") for _ in range(2))  # NaN is ours to tell
-        self.train_accuracy = MulticlassAccuracy(classes, average="micro")
-        self.val_accuracy = MulticlassAccuracy(classes, average="micro")
-        self._first_bad: Tensor | None = None
-        self._rates: dict[int, float] = {}
+        self._tallies = {"train": _Tally(), "val": _Tally()}
+        self._losses: list[tuple[int, float, Tensor]] = []  # step, learning rate, loss: not looked at yet
 
     def forward(self, images: Tensor) -> Tensor:
         """From transformed images to logits."""
+        rows = len(images)
+        if self.fixed_batches and not self.training:
+            self._rows = max(self._rows, rows)
+            images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, self._rows - rows))
         logits: Tensor = self.model(images.contiguous(memory_format=self.memory_format))
-        return logits
+        return logits[:rows]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch."""
         # Dropout by seed, step and process: a step is the same whether the run was interrupted before or not.
-        torch.manual_seed((self.seed * 100_003 + self.global_step) * 4099 + self.global_rank)
+        _seed((self.seed * 100_003 + self.global_step) * 4099 + self.global_rank, batch.images.device)
         images = self.transform(batch.images, batch.indices, self.current_epoch)
         targets = batch.labels
         mixing = self.current_epoch < self.recipe.epochs - self.recipe.mix_off_epochs
@@ -88,28 +120,27 @@ class FaceClassifier(pl.LightningModule):
         loss = F.cross_entropy(
             logits, targets, weight=self.class_weights, label_smoothing=self.recipe.label_smoothing
         )
+        self._tallies["train"].add(loss, logits, batch.labels)
         self._watch(loss.detach())
-        self.train_loss.update(loss.detach(), len(images))
-        self.train_accuracy.update(logits.detach(), batch.labels)
-        self.log("train_loss", self.train_loss, on_step=False, on_epoch=True)
-        self.log("train_accuracy", self.train_accuracy, on_step=False, on_epoch=True, prog_bar=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss (plain cross-entropy) and accuracy of a batch."""
         logits = self(self.transform(batch.images)).float()
-        self.val_loss.update(F.cross_entropy(logits, batch.labels), len(batch.labels))
-        self.val_accuracy.update(logits, batch.labels)
-        self.log("val_loss", self.val_loss, on_step=False, on_epoch=True, prog_bar=True)
-        self.log("val_accuracy", self.val_accuracy, on_step=False, on_epoch=True, prog_bar=True)
+        self._tallies["val"].add(F.cross_entropy(logits, batch.labels), logits, batch.labels)
 
     def on_validation_start(self) -> None:
         """Look at the losses that have not been looked at, before anything is saved."""
         self._look()
 
     def on_validation_epoch_end(self) -> None:
-        """Refuse a model whose validation loss is not finite."""
-        if self.trainer.sanity_checking or torch.isfinite(self.val_loss.compute()):
+        """Report the epoch, training and validation; refuse a model whose validation loss is not finite."""
+        several = self.trainer.world_size > 1
+        for name, tally in self._tallies.items():
+            loss, accuracy = tally.finish(self.trainer.strategy)
+            self.log(f"{name}_loss", loss, prog_bar=name == "val", sync_dist=several)
+            self.log(f"{name}_accuracy", accuracy, prog_bar=True, sync_dist=several)
+        if math.isfinite(loss):
             return
         raise Diverged(
             f"the validation loss is not finite after epoch {self.current_epoch} (step {self.global_step}), "
@@ -119,7 +150,9 @@ class FaceClassifier(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """The recipe's optimizer, with a schedule by step where it has one; plateaus are a callback's."""
         recipe = self.recipe
-        optimizer = make_optimizer(self.model, recipe)
+        # In half precision Lightning unscales gradients before it clips them, which a fused optimizer does itself.
+        fused = self.device.type == "cuda" and self.trainer.precision != "16-mixed"
+        optimizer = make_optimizer(self.model, recipe, fused=fused)
         steps = int(self.trainer.estimated_stepping_batches)
         per_epoch = max(1, steps // recipe.epochs)
         schedule: torch.optim.lr_scheduler.LRScheduler
@@ -138,28 +171,27 @@ class FaceClassifier(pl.LightningModule):
         return max(float(group["lr"]) for group in self.trainer.optimizers[0].param_groups)
 
     def _watch(self, loss: Tensor) -> None:
-        """Note the first step whose loss is not finite, without waiting for the device."""
+        """Keep the loss for the next look, without waiting for the device."""
         step = self.global_step
-        self._rates[step] = self._rate()
-        if self._first_bad is None:
-            self._first_bad = torch.full((), -1, dtype=torch.int64, device=loss.device)
-        self._first_bad = torch.where(~torch.isfinite(loss) & (self._first_bad < 0), step, self._first_bad)
+        self._losses.append((step, self._rate(), loss))
         if step % _LOOK_EVERY == 0:
             self._look()
 
     def _look(self) -> None:
-        if self._first_bad is None:
+        """Find the first step whose loss is not finite."""
+        if not self._losses:
             return
+        self._tallies["train"].gather()
+        bad = ~torch.isfinite(torch.stack([loss for _, _, loss in self._losses]))
         # Any process that has seen one stops all of them.
-        bad = int(self.trainer.strategy.reduce(self._first_bad.float(), reduce_op="max"))
-        if bad >= 0:
+        bad = self.trainer.strategy.reduce(bad.float(), reduce_op="max").bool()
+        if bad.any():
+            step, rate, _ = self._losses[int(bad.float().argmax())]
             raise Diverged(
-                f"the loss is not finite at step {bad} (epoch {self.current_epoch}), learning rate "
-                f"{self._rates.get(bad, self._rate()):g}; the last good checkpoint is kept. "
-                "Try a smaller learning rate, a warm-up or clip_norm."
+                f"the loss is not finite at step {step} (epoch {self.current_epoch}), learning rate "
+                f"{rate:g}; the last good checkpoint is kept. Try a smaller learning rate, a warm-up or clip_norm."
             )
-        self._first_bad = None
-        self._rates.clear()
+        self._losses.clear()
 
 
 class FaceData(pl.LightningDataModule):
@@ -234,8 +266,23 @@ class FaceData(pl.LightningDataModule):
         return self.trainer
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed the device's own generator and the CPU's; torch.manual_seed takes a millisecond to reach all that is."""
+    if device.type not in ("cpu", "cuda"):
+        torch.manual_seed(seed)
+        return
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe, *, fused: bool = False) -> torch.optim.Optimizer:
     """The recipe's optimizer, with smaller steps for earlier layers where it asks for that.
+
+    Args:
+        model: Its parameters are trained.
+        recipe: For the optimizer and its numbers.
+        fused: Whether to change all parameters in one operation, as PyTorch can on a GPU.
 
     Raises:
         InvalidOption: If layer decay is asked for and the model does not know its layers.
@@ -247,18 +294,20 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
             nesterov=recipe.momentum > 0,
+            fused=fused or None,
         )
+    common: dict[str, Any] = {"lr": recipe.lr, "fused": fused or None}
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+        return torch.optim.Adam(model.parameters(), weight_decay=recipe.weight_decay, **common)
     if recipe.layer_decay == 1:
-        return torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+        return torch.optim.AdamW(model.parameters(), weight_decay=recipe.weight_decay, **common)
     if not hasattr(model, "group_matcher"):
         raise InvalidOption(f"layer_decay={recipe.layer_decay}: {type(model).__name__} has no group_matcher.")
     from timm.optim import param_groups_layer_decay
 
     groups = param_groups_layer_decay(model, weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay)
     scaled = [group | {"lr": recipe.lr * group.pop("lr_scale")} for group in groups]
-    return torch.optim.AdamW(scaled, lr=recipe.lr)
+    return torch.optim.AdamW(scaled, **common)
 
 
 def inverse_frequency(counts: Mapping[str, int]) -> Tensor:

@@ -41,16 +41,24 @@ class Parts:
 
 
 def make_parts(
-    dataset: FaceDataset, recipe: Recipe, *, seed: int = 0, fold: int = 0, limit: int | None = None
+    dataset: FaceDataset,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    fold: int = 0,
+    limit: int | None = None,
+    subset_seed: int = 0,
 ) -> Parts:
     """Divide a dataset as a recipe says, and read the images into memory.
 
     Args:
         dataset: All of it.
-        recipe: For ``split``, ``select_on``, ``test_on``, ``validation_fraction``, ``size`` and ``channels``.
+        recipe: For ``split``, ``select_on``, ``test_on``, ``validation_fraction``, ``train_fraction``, ``size`` and
+            ``channels``.
         seed: Of random divisions; keep it when only the training seed changes, so that tests stay paired.
         fold: Which fold, where the division has several.
         limit: At most so many images in each part, all classes in turn: for a smoke run.
+        subset_seed: Which training images make up a ``train_fraction`` below 1.
 
     Raises:
         InvalidOption: If the division has no such fold or lacks a part.
@@ -69,6 +77,8 @@ def make_parts(
             f"select_on={recipe.select_on!r}: the split {recipe.split!r} has {', '.join(parts)}; name one of them, "
             "or set validation_fraction to take some of the training images."
         )
+    if recipe.train_fraction < 1:
+        train = train.subset(_nested(train, recipe.train_fraction, subset_seed))
     validation, test = parts[recipe.select_on], choose(parts, recipe.test_on, f"part of {recipe.split}")
     if limit is not None:
         train, validation, test = (part.subset(_first(part, limit)) for part in (train, validation, test))
@@ -100,6 +110,16 @@ def _held_out(train: FaceDataset, fraction: float, seed: int, *, by_subject: boo
         return subject_kfold(train, max(2, round(1 / fraction)), seed=seed).folds[0]["test"]
     shares = {"train": 1 - fraction, "validation": fraction}
     return random_split(train, shares, seed=seed, stratify=True).folds[0]["validation"]
+
+
+def _nested(train: FaceDataset, fraction: float, seed: int) -> NDArray[np.int64]:
+    """A share of every class; with the same seed a smaller share is part of a larger one."""
+    labels = train.records.labels
+    chosen = []
+    for label in np.unique(labels):
+        members = np.random.default_rng([seed, int(label)]).permutation(np.flatnonzero(labels == label))
+        chosen.append(members[: max(1, round(fraction * len(members)))])
+    return np.sort(np.concatenate(chosen))
 
 
 def _first(part: FaceDataset, limit: int) -> NDArray[np.int64]:

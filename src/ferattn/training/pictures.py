@@ -10,12 +10,12 @@ from typing import Any
 from ferattn.data.atomic import write_atomically
 from ferattn.errors import MissingDependency
 
-__all__ = ["draw_confusion", "draw_curves"]
+__all__ = ["draw_confusion", "draw_curves", "figure_of", "save_figure"]
 
 
 def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     """Loss, accuracy and learning rate by epoch."""
-    figure = _figure(12, 3.6)
+    figure = figure_of(12, 3.6)
     panels = figure.subplots(1, 3)
     epochs = [row["epoch"] for row in rows]
     for panel, title, names in (
@@ -30,12 +30,12 @@ def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
         panel.set(title=title, xlabel="epoch")
         if len(names) > 1:
             panel.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str, path: Path) -> None:
     """Share of each true class (row) that was called each class (column), with the number of images."""
-    figure = _figure(6.4, 5.6)
+    figure = figure_of(6.4, 5.6)
     panel = figure.subplots()
     shares = [[count / max(1, sum(row)) for count in row] for row in matrix]
     image = panel.imshow(shares, vmin=0, vmax=1, cmap="Blues")
@@ -48,10 +48,11 @@ def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], titl
     panel.set_yticks(range(len(classes)), classes)
     panel.set(xlabel="said", ylabel="true", title=title)
     figure.colorbar(image, ax=panel, label="share of the true class")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _figure(width: float, height: float) -> Any:
+def figure_of(width: float, height: float) -> Any:
+    """An empty figure, in inches."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -59,7 +60,8 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure as PNG, completely or not at all."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     write_atomically(path, buffer.getvalue())

@@ -30,6 +30,8 @@ class Recipe:
         select_on: The part on which the best epoch is chosen.
         test_on: The part that is tested at the end.
         validation_fraction: Share of the training images that is set aside as ``select_on``; 0 for none.
+        train_fraction: Share of the training images that is learnt from, of every class alike; the subset depends on
+            the training seed, and a smaller one is part of a larger one.
         size: Height and width of the picture in pixels.
         channels: 1 for grey, 3 for colour.
         pretrained: Whether to start from the model's published weights.
@@ -74,6 +76,7 @@ class Recipe:
     select_on: str = "validation"
     test_on: str = "test"
     validation_fraction: float = 0.0
+    train_fraction: float = 1.0
     size: int = 48
     channels: int = 1
     pretrained: bool = False
@@ -166,6 +169,7 @@ class Recipe:
 
 _RANGES: dict[str, tuple[float, float]] = {
     "validation_fraction": (0, 0.9),
+    "train_fraction": (1e-4, 1),
     "size": (8, 4096),
     "lr": (1e-12, 100),
     "momentum": (0, 1),
