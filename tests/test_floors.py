@@ -16,7 +16,7 @@ FLOORS = [
     {"heads", "kernels"},
     {"activations", "attention", "placements", "cnn"},
     {"sites", "backbones", "residual"},
-    {"spec", "weights"},
+    {"spec", "weights", "shipped"},
     {"assembly"},
     {"factory"},
     {"training", "predict", "explain", "export", "published", "bench"},

@@ -18,6 +18,7 @@ from ferattn.cli.data import data_app
 from ferattn.cli.evaluate import compare, evaluate
 from ferattn.cli.models import models, show
 from ferattn.cli.published import published
+from ferattn.cli.ship import ship
 from ferattn.cli.study import study
 from ferattn.cli.train import recipes, train
 from ferattn.errors import FerattnError
@@ -62,6 +63,7 @@ app.command()(recipes)
 app.command()(evaluate)
 app.command()(compare)
 app.command()(study)
+app.command()(ship)
 
 
 def main() -> None:
