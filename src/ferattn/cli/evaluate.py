@@ -143,7 +143,8 @@ def _published(name: str | None) -> tuple[Any, BatchTransform, tuple[str, ...], 
     shipped = read_config(name.partition(".")[0]) or {}
     of_shipped = shipped.get("pretrained_cfg", {})
     channels, *size = of_shipped.get("input_size") or (1, 48, 48)
-    network: Any = create_model(name, pretrained=True, in_chans=channels, img_size=tuple(size))
+    outputs = shipped.get("num_classes", 7)
+    network: Any = create_model(name, True, num_classes=outputs, in_chans=channels, img_size=tuple(size))
     about, report = network.pretrained_cfg, network.load_report
     classes = tuple(about.get("label_names") or ())
     if len(classes) != network.num_classes or any(key.startswith(f"{about['classifier']}.") for key in report.new):
