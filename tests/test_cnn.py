@@ -39,7 +39,8 @@ def test_every_option_does_something() -> None:
     assert CNN(drop_rate=0.3).pre_logits.drop.p == 0.3
     assert CNN(drop_rate=0.3).head.drop.p == 0.3
     assert sum(isinstance(m, nn.ELU) for m in CNN(act_layer="elu").modules()) == 7
-    assert sum(isinstance(m, nn.BatchNorm2d) for m in CNN(norm_layer=nn.BatchNorm2d).modules()) == 6
+    for norm in (nn.BatchNorm2d, "batchnorm2d"):
+        assert sum(isinstance(m, nn.BatchNorm2d) for m in CNN(norm_layer=norm).modules()) == 7
     larger = torch.randn(2, 1, 96, 96)
     torch.manual_seed(0)
     average = CNN(global_pool="avg")

@@ -19,9 +19,18 @@ from ferattn.attention import ATTENTION
 from ferattn.backbones import BACKBONES
 
 NAMES = ["_".join(filter(None, parts)) for parts in product(BACKBONES, (None, *ATTENTION))]
+SMALL = ["resnet18_cbam", "resnet50_eca", "resnet26t_se", "resnetv2_18_se", "resnetv2_50_cbam", "resnetv2_50x1_bit"]
+NORMED = ["cnn_cbam", "vgg16_se"]
+MODELS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in NAMES),
+    *((name, {"stem": "small"}) for name in SMALL),
+    *((name, {"norm_layer": "batchnorm2d"}) for name in NORMED),
+]
 LEVELS = {"cnn": 4, "vgg": 6, "resnet": 5}
 
-every_model = pytest.mark.parametrize("name", NAMES)
+every_model = pytest.mark.parametrize(
+    ("name", "options"), MODELS, ids=["-".join((name, *options.values())) for name, options in MODELS]
+)
 
 
 def _meta(name: str, **options: Any) -> Any:
@@ -34,9 +43,9 @@ def _picture(channels: int = 1, size: int = 48) -> torch.Tensor:
 
 
 @every_model
-def test_numbers_forward_backward_and_intermediates(name: str) -> None:
+def test_numbers_forward_backward_and_intermediates(name: str, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    model: Any = create_model(name)
+    model: Any = create_model(name, **options)
     model.eval()
     x = torch.randn(2, 1, 48, 48)
     with torch.no_grad():
@@ -59,8 +68,8 @@ def test_numbers_forward_backward_and_intermediates(name: str) -> None:
 
 
 @every_model
-def test_features_have_no_classifier_left_in_them(name: str) -> None:
-    model = _meta(name)
+def test_features_have_no_classifier_left_in_them(name: str, options: dict[str, Any]) -> None:
+    model = _meta(name, **options)
     x = _picture()
     features = model.forward_features(x)
     assert features.shape[1] == model.num_features
@@ -78,33 +87,33 @@ def test_features_have_no_classifier_left_in_them(name: str) -> None:
     assert model(x).ndim == 4
     model.reset_classifier(5, "avg")
     assert model(x).shape == (2, 5)
-    assert _meta(name, num_classes=0)(x).shape == (2, model.head_hidden_size)
-    unpooled = _meta(name, num_classes=0, global_pool="")(x)
+    assert _meta(name, **options, num_classes=0)(x).shape == (2, model.head_hidden_size)
+    unpooled = _meta(name, **options, num_classes=0, global_pool="")(x)
     assert unpooled.ndim == 4
-    assert f"{config['classifier']}.weight" not in _meta(name, num_classes=0).state_dict()
+    assert f"{config['classifier']}.weight" not in _meta(name, **options, num_classes=0).state_dict()
 
 
 @every_model
-def test_features_only_has_the_channels_and_reductions_it_says(name: str) -> None:
+def test_features_only_has_the_channels_and_reductions_it_says(name: str, options: dict[str, Any]) -> None:
     size = 96
     for channels in (1, 3):
-        model = _meta(name, features_only=True, in_chans=channels, img_size=size)
+        model = _meta(name, **options, features_only=True, in_chans=channels, img_size=size)
         maps = model(_picture(channels, size))
-        assert len(maps) == LEVELS[name.partition("_")[0].rstrip("v2").rstrip("0123456789")]
+        assert len(maps) == next(levels for family, levels in LEVELS.items() if name.startswith(family))
         assert [m.shape[1] for m in maps] == model.feature_info.channels()
         assert [size // m.shape[-1] for m in maps] == model.feature_info.reduction()
         assert str(model.spec) == name
         for site in model.attention_sites:
             assert type(model.get_submodule(site.path)) is ATTENTION[model.spec.attention]
-        kept = len(_meta(name).attention_sites)
+        kept = len(_meta(name, **options).attention_sites)
         assert len(model.attention_sites) == kept
-    some = _meta(name, features_only=True, out_indices=(1, 2))(_picture())
+    some = _meta(name, **options, features_only=True, out_indices=(1, 2))(_picture())
     assert len(some) == 2
 
 
 @every_model
-def test_layers_are_grouped_with_their_attention(name: str) -> None:
-    model = _meta(name)
+def test_layers_are_grouped_with_their_attention(name: str, options: dict[str, Any]) -> None:
+    model = _meta(name, **options)
     for coarse in (False, True):
         groups = group_parameters(model, model.group_matcher(coarse=coarse), reverse=True)
         assert set(groups) == {key for key, _ in model.named_parameters()}
@@ -120,8 +129,8 @@ def test_layers_are_grouped_with_their_attention(name: str) -> None:
 
 
 @every_model
-def test_pruning_keeps_what_the_indices_need(name: str) -> None:
-    model = _meta(name)
+def test_pruning_keeps_what_the_indices_need(name: str, options: dict[str, Any]) -> None:
+    model = _meta(name, **options)
     x = _picture()
     expected = model.forward_intermediates(x, indices=[1, 2], intermediates_only=True)
     model.prune_intermediate_layers([1, 2])

@@ -14,7 +14,7 @@ FLOORS = [
     {"errors", "reference", "entrypoints"},
     {"statistics"},
     {"heads", "kernels"},
-    {"activations", "attention", "placements", "cnn"},
+    {"activations", "attention", "placements", "cnn", "stems"},
     {"sites", "backbones", "residual"},
     {"spec", "weights", "shipped"},
     {"assembly"},

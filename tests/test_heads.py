@@ -25,6 +25,15 @@ def test_it_is_flattening_and_linear_layers() -> None:
     assert FittedHead(5, 11, None, kernel=(2, 3), drop_rate=0.0)(x).shape == (4, 11, 1, 1)
 
 
+def test_a_norm_sits_between_the_first_layer_and_its_activation() -> None:
+    head = FittedHead(5, 11, None, kernel=(2, 2), drop_rate=0.0, norm_layer=nn.BatchNorm2d)
+    x = torch.randn(64, 5, 2, 2) + 3
+    hidden = F.batch_norm(F.linear(x.flatten(1), head.fc1.weight.flatten(1)), None, None, training=True)
+    torch.testing.assert_close(head(x).flatten(1), F.relu(hidden))
+    plain = FittedHead(5, 11, None, kernel=(2, 2), drop_rate=0.0)
+    assert set(head.state_dict()) - set(plain.state_dict()) == {key for key in head.state_dict() if "norm1" in key}
+
+
 def test_dropout_is_honoured() -> None:
     head = FittedHead(5, 200, None, kernel=(1, 1), drop_rate=0.5)
     out = head(torch.randn(8, 5, 1, 1))

@@ -105,12 +105,18 @@ def _construct(
     attention_options: Mapping[str, Any] | None = None,
     activation_options: Mapping[str, Any] | None = None,
     fused: bool | str = False,
+    stem: str = "own",
     **options: Any,
 ) -> nn.Module:
     """Backbone, then activation, then attention, then the backbone's weights; ``parts`` takes what is left to say."""
     block = _block(spec, placement, attention_options)
     activation_options = _activation_options(spec, activation_options, options)
-    model = build_backbone(spec.backbone, img_size, num_classes=num_classes, in_chans=in_chans, **options)
+    if stem == "small" and source is not None:
+        raise InvalidOption(
+            f"stem='small' contradicts pretrained: the published weights of {spec.backbone} begin with its own stem. "
+            "Give stem='own', or pretrained=False."
+        )
+    model = build_backbone(spec.backbone, img_size, stem=stem, num_classes=num_classes, in_chans=in_chans, **options)
     before = set(model.state_dict())
     if spec.activation is not None:
         swap_activations(model, spec.activation, **activation_options)

@@ -16,11 +16,21 @@ from timm.layers import get_act_layer
 from timm.models import VGG, ResNet, ResNetV2, is_model_in_modules, model_entrypoint
 from torch import nn
 
-from ferattn.cnn import CNN
+from ferattn.cnn import CNN, find_norm
 from ferattn.errors import InvalidOption, UnknownChoice, closest, require_whole
 from ferattn.heads import FittedHead
+from ferattn.stems import set_stem
 
-__all__ = ["BACKBONES", "build_backbone", "feature_options", "image_size", "is_timm_backbone", "timm_backbones"]
+__all__ = [
+    "BACKBONES",
+    "build_backbone",
+    "feature_options",
+    "has_norm",
+    "has_stem",
+    "image_size",
+    "is_timm_backbone",
+    "timm_backbones",
+]
 
 BACKBONES = (
     "cnn",
@@ -42,6 +52,7 @@ BACKBONES = (
 _FAMILIES = ("vgg", "resnet", "resnetv2")
 _OTHER_OPTIONS = (
     "img_size",
+    "stem",
     "placement",
     "attention_options",
     "activation_options",
@@ -79,28 +90,39 @@ def image_size(img_size: int | tuple[int, int]) -> tuple[int, int]:
     return require_whole(sides[0], "img_size", least=1), require_whole(sides[1], "img_size", least=1)
 
 
-def build_backbone(name: str, img_size: tuple[int, int], **options: Any) -> nn.Module:
+def has_stem(name: str) -> bool:
+    """Whether a backbone begins with a stem that halves the picture, as every ResNet and ResNetV2 does."""
+    return is_model_in_modules(name, ["resnet", "resnetv2"])  # type: ignore[no-any-return]
+
+
+def has_norm(name: str) -> bool:
+    """Whether a backbone has norms of its own: all but ``cnn`` and the VGGs without ``_bn``."""
+    return has_stem(name) or name.endswith("_bn")
+
+
+def build_backbone(name: str, img_size: tuple[int, int], *, stem: str = "own", **options: Any) -> nn.Module:
     """A plain backbone with random weights, fitted to a picture's size.
 
-    Residual networks are timm's own, untouched. A VGG of timm's gets a head that fits its feature map; see
-    :class:`ferattn.heads.FittedHead`. Its max-pools round sizes down, as timm's do, but for the last, which
-    rounds up where rounding down would leave a single cell: 48 pixels go 24, 12, 6, 3 and then 2, so the head
-    reads 2x2 cells at 48 and at 80 pixels, as in the published networks.
+    Residual networks are timm's own, untouched but for the stem where another is asked for. A VGG of timm's gets a
+    head that fits its feature map; see :class:`ferattn.heads.FittedHead`. Its max-pools round sizes down, as timm's
+    do, but for the last, which rounds up where rounding down would leave a single cell: 48 pixels go 24, 12, 6, 3
+    and then 2, so the head reads 2x2 cells at 48 and at 80 pixels, as in the published networks.
 
     Args:
         name: ``"cnn"``, or a VGG, ResNet or ResNetV2 of timm's.
         img_size: Height and width of the picture in pixels.
+        stem: An entry of ``STEMS``; see :func:`ferattn.stems.set_stem`.
         **options: Passed to the backbone's constructor.
 
     Raises:
-        InvalidOption: If the picture is too small for the backbone.
-        UnknownChoice: If the backbone does not take an option.
+        InvalidOption: If the picture is too small for the backbone, or the backbone has no stem to change.
+        UnknownChoice: If the backbone does not take an option, or there is no such stem.
     """
     try:
         if name == "cnn":
-            return _placed_cnn(img_size, **options)
+            return set_stem(_placed_cnn(img_size, **options), stem)
         if is_model_in_modules(name, ["vgg"]):
-            return _fitted_vgg(name, img_size, **options)
+            return set_stem(_fitted_vgg(name, img_size, **options), stem)
         model: Any = model_entrypoint(name)(**options)
     except TypeError as error:
         known = [*_constructor_options(name), *_OTHER_OPTIONS]
@@ -112,6 +134,7 @@ def build_backbone(name: str, img_size: tuple[int, int], **options: Any) -> nn.M
             f"unknown option {unknown[0]!r} of {name}{f'; did you mean {match!r}?' if match else '.'} "
             f"Options: {', '.join(known)}."
         ) from error
+    set_stem(model, stem)
     _require_size(name, img_size, max(info["reduction"] for info in model.feature_info))
     plain: nn.Module = model
     return plain
@@ -140,6 +163,10 @@ def _placed_cnn(img_size: tuple[int, int], device: Any = None, dtype: Any = None
 
 def _fitted_vgg(name: str, img_size: tuple[int, int], **options: Any) -> nn.Module:
     _require_size(name, img_size, _VGG_REDUCTION)
+    if "norm_layer" in options:
+        if has_norm(name):
+            raise InvalidOption(f"norm_layer contradicts the batch norm in the name {name!r}; give one of the two.")
+        options["norm_layer"] = find_norm(options["norm_layer"])
     conv_layer: Callable[..., nn.Module] = options.pop("conv_layer", nn.Conv2d)
 
     def conv(in_channels: int, out_channels: int, kernel_size: int, **arguments: Any) -> nn.Module:

@@ -35,6 +35,7 @@ def create_model(
     attention_options: Mapping[str, Any] | None = None,
     activation_options: Mapping[str, Any] | None = None,
     fused: bool | str = False,
+    stem: str = "own",
     **timm_options: Any,
 ) -> nn.Module:
     """Build a model from its name, ``<backbone>[_<attention>][_<activation>]``.
@@ -54,6 +55,8 @@ def create_model(
         fused: Compute norm, attention, addition and activation at a residual block's end as one operation: True,
             False, or ``"auto"``, under ``torch.compile`` only. Young, so off unless asked for; see
             :func:`ferattn.residual.fuse_tails`.
+        stem: How a ResNet or ResNetV2 begins: ``"own"``, or ``"small"``, a 3x3 convolution of stride 1 and no
+            max-pool, for pictures of 32 to 64 pixels; ImageNet weights need their own.
         **timm_options: timm's own: ``drop_rate``, ``drop_path_rate``, ``global_pool``, ``features_only``,
             ``out_indices``, ``pretrained_cfg_overlay``, ``cache_dir``, ``checkpoint_path``, ...
 
@@ -93,6 +96,7 @@ def create_model(
         attention_options=_as_dict("attention_options", attention_options),
         activation_options=_as_dict("activation_options", activation_options),
         fused=fused,
+        stem=stem,
         **timm_options,
     )
     if checkpoint is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ class FittedHead(nn.Module):
         kernel: Height and width of the feature map, in cells.
         drop_rate: Dropout after the first layer.
         act: Makes the activation; called with ``inplace=True``.
+        norm_layer: Makes a norm for the first layer's outputs, before the activation; None for none.
 
     Shape: (b, channels, h, w) to (b, out or hidden, 1, 1) when the map has the kernel's size. A larger map gives
     one output per position of the kernel; a smaller one is stretched to it.
@@ -38,10 +41,12 @@ class FittedHead(nn.Module):
         kernel: tuple[int, int],
         drop_rate: float,
         act: type[nn.Module] = nn.ReLU,
+        norm_layer: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.kernel = kernel
         self.fc1 = nn.Conv2d(channels, hidden, kernel)
+        self.norm1 = nn.Identity() if norm_layer is None else norm_layer(hidden)
         self.act1 = act(inplace=True)
         self.drop = nn.Dropout(drop_rate)
         self.fc2 = nn.Identity() if out is None else nn.Conv2d(hidden, out, 1)
@@ -56,7 +61,7 @@ class FittedHead(nn.Module):
         h, w = self.kernel
         if x.shape[-2] < h or x.shape[-1] < w:
             x = F.adaptive_avg_pool2d(x, (max(h, x.shape[-2]), max(w, x.shape[-1])))
-        x = self.drop(self.act1(self.fc1(x)))
+        x = self.drop(self.act1(self.norm1(self.fc1(x))))
         return self.act2(self.fc2(x))  # type: ignore[no-any-return]
 
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from cli.running import FAST, run
 from ferattn import create_model
-from ferattn.training import Predictions, RunFolder
+from ferattn.cli.train import build_model
+from ferattn.training import Predictions, RunFolder, load_recipe
 
 
 def test_three_commands(images: Path, trained: Path, tmp_path: Path) -> None:
@@ -71,6 +72,32 @@ def test_the_validation_part_is_not_calibrated_with_itself(images: Path, trained
     assert content["accuracy"] == RunFolder(trained).results["validation_accuracy"]
 
 
+@pytest.mark.parametrize("name", ["cnn_se", "vgg16", "vgg16_bn", "resnet18_cbam", "resnetv2_18"])
+def test_recipes_choose_stems_and_norms(name: str) -> None:
+    recipes = (load_recipe(recipe) for recipe in ("strong", "luo2023"))
+    strong, luo = (build_model(name, recipe, classes=7, pretrained=False) for recipe in recipes)
+    residual = name.startswith("resnet")
+    assert strong.feature_info[-1]["reduction"] == (8 if residual else luo.feature_info[-1]["reduction"])
+    assert luo.feature_info[-1]["reduction"] == {"c": 8, "v": 32, "r": 32}[name[0]]
+    norms = [sum(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()) for model in (strong, luo)]
+    assert norms[0] > 0
+    assert norms[1] == (0 if name in ("cnn_se", "vgg16") else norms[0])
+
+
+def test_a_run_with_a_small_stem_and_norms_is_rebuilt(images: Path, tmp_path: Path) -> None:
+    for name in ("resnet18", "cnn"):
+        out, report = tmp_path / name, tmp_path / f"{name}.json"
+        options = ("--recipe", "luo2023", "--model", name, "--data", images, "--out", out, "--set", "size=16")
+        said = run("train", *options, "--set", "stem=small", "--set", "norm=batch", *FAST)
+        assert said.startswith("0"), said
+        weights = load_file(out / "model.safetensors")
+        assert weights["conv1.weight" if name == "resnet18" else "features.0.weight"].shape[-1] == 3
+        assert any(key.endswith("running_mean") for key in weights)
+        said = run("evaluate", "--checkpoint", out, "--data", images, "--split", "test", "--json", report)
+        assert said.startswith("0"), said
+        assert json.loads(report.read_text())["accuracy"] == RunFolder(out).results["test"]["accuracy"]
+
+
 def test_going_on_with_another_config_is_refused(images: Path, trained: Path) -> None:
     options = ("--recipe", "luo2023", "--model", "cnn_se", "--data", images, "--out", trained)
     said = run("train", *options, "--set", "lr=0.5", *FAST)
@@ -86,6 +113,8 @@ def test_going_on_with_another_config_is_refused(images: Path, trained: Path) ->
         (["--model", "cnn_see"], "cnn_se"),
         (["--set", "epocs=3"], "did you mean 'epochs'"),
         (["--set", "epochs"], "KEY=VALUE"),
+        (["--set", "stem=smal"], "did you mean 'small'"),
+        (["--set", "norm=layer"], "Options: own, batch"),
         (["--set", "split=official"], "no official split"),
         (["--set", "batch_size=100"], "only"),
         (["--precision", "fp64"], "bf16"),

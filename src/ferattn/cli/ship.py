@@ -61,7 +61,10 @@ def ship(
     saved = finished.predictions(parts.test_on)
     before = _predict(network, transform, parts.test, parts.label, "none", batch_size)
     compare_rounded(saved, before, f"{run}: its weights")
-    plain: Any = create_model(name, num_classes=len(classes), in_chans=recipe.channels, img_size=recipe.size).eval()
+    options = _options(network, recipe)
+    plain: Any = create_model(
+        name, num_classes=len(classes), in_chans=recipe.channels, img_size=recipe.size, **options
+    ).eval()
     weights, folded = _as_built_by_name(network, plain, name)
     halved = halve(weights)
     plain.load_state_dict(halved)
@@ -79,6 +82,7 @@ def ship(
         "num_features": plain.num_features,
         "label_names": list(classes),
         "pretrained_cfg": about,
+        "model_args": options,
         "ferattn": {
             "parameters": sum(parameter.numel() for parameter in plain.parameters()),
             "config": config,
@@ -164,6 +168,13 @@ def _unseen(dataset: FaceDataset, part: str, parts: Parts, classes: tuple[str, .
         if shared:
             raise InvalidOption(f"--split {part}: the run was {role} on {shared} of its {len(images)} images.")
     return images
+
+
+def _options(network: Any, recipe: Recipe) -> dict[str, Any]:
+    """What create_model has to be told beside the name; timm passes it on when it opens the folder."""
+    from ferattn.backbones import has_stem
+
+    return {"stem": recipe.stem} if has_stem(network.spec.backbone) and recipe.stem != "own" else {}
 
 
 def _as_built_by_name(network: nn.Module, plain: nn.Module, name: str) -> tuple[dict[str, Tensor], int]:

@@ -112,10 +112,17 @@ def train(
 
 
 def build_model(name: str, recipe: Recipe, *, classes: int, pretrained: bool) -> nn.Module:
-    """The model of a name, for a recipe's pictures."""
-    from ferattn import create_model
+    """The model of a name, for a recipe's pictures and with what the recipe says of stems and norms."""
+    from ferattn import ModelSpec, create_model
+    from ferattn.backbones import has_norm, has_stem
 
+    architecture = name.partition(".")[0].removeprefix("ferattn_")  # without the weights' tag
+    backbone = ModelSpec.parse(architecture).backbone
     options: dict[str, Any] = {"drop_rate": recipe.drop_rate} if recipe.drop_rate else {}
+    if has_stem(backbone):
+        options["stem"] = recipe.stem
+    if recipe.norm == "batch" and not has_norm(backbone):
+        options["norm_layer"] = "batchnorm2d"
     return create_model(
         name, pretrained, num_classes=classes, in_chans=recipe.channels, img_size=recipe.size, **options
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ferattn.errors import InvalidInput, InvalidOption, UnknownChoice, choose
+from ferattn.stems import STEMS
 
 __all__ = ["OPTIMIZERS", "SCHEDULES", "Recipe", "RecipePage", "list_recipes", "load_page", "load_recipe"]
 
@@ -17,6 +18,7 @@ OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "plateau", "steps", "cosine", "one-cycle")
 NORMALIZATIONS = ("none", "train", "model")
 MONITORS = ("val_loss", "val_accuracy")
+NORMS = ("own", "batch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,9 @@ class Recipe:
         size: Height and width of the picture in pixels.
         channels: 1 for grey, 3 for colour.
         pretrained: Whether to start from the model's published weights.
+        stem: How a residual network begins: ``"own"``, or ``"small"``, without its first two halvings, for pictures
+            of 32 to 64 pixels. Other networks have no such stem and stay as they are.
+        norm: ``"batch"`` gives ``cnn`` and the VGGs, which have no norms of their own, batch norm; ``"own"`` nothing.
         augmentation: An entry of ``ferattn.data.AUGMENTATIONS``.
         normalize: ``"none"`` (1/255 only), ``"train"`` (mean and standard deviation of the training images) or
             ``"model"`` (those of the model's weights).
@@ -72,6 +77,8 @@ class Recipe:
     size: int = 48
     channels: int = 1
     pretrained: bool = False
+    stem: str = "own"
+    norm: str = "own"
     augmentation: str = "none"
     normalize: str = "none"
     optimizer: str = "adam"
@@ -106,6 +113,8 @@ class Recipe:
             "optimizer": OPTIMIZERS,
             "schedule": SCHEDULES,
             "normalize": NORMALIZATIONS,
+            "stem": STEMS,
+            "norm": NORMS,
             "plateau_monitor": MONITORS,
             "stop_monitor": MONITORS,
             "keep": MONITORS,
