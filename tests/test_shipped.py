@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -214,3 +215,13 @@ def test_what_is_shipped(name: str) -> None:
     assert f"{100 * test['accuracy']:.2f}" in card
     assert "import ferattn  # first" in card
     assert (folder / "curves.png").stat().st_size
+
+
+def test_the_pages_of_the_cards_are_up_to_date() -> None:
+    path = Path(__file__).resolve().parents[1] / "docs" / "cards_page.py"
+    spec = importlib.util.spec_from_file_location("cards_page", path)
+    assert spec is not None
+    assert spec.loader is not None
+    page = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(page)
+    assert {file.name: file.read_text() for file in page.FOLDER.glob("*.md")} == page.pages()

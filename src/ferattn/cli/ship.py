@@ -178,12 +178,19 @@ def _options(network: Any, recipe: Recipe) -> dict[str, Any]:
 
 
 def _as_built_by_name(network: nn.Module, plain: nn.Module, name: str) -> tuple[dict[str, Tensor], int]:
-    """The weights as ``create_model(name)`` wants them: norms that it does not build are folded away."""
-    from ferattn.errors import WeightsMismatch
+    """The weights as ``create_model(name)`` wants them, and how many norms it does not build were folded away."""
+    from copy import deepcopy
 
+    from ferattn.errors import WeightsMismatch
+    from ferattn.folding import fold_norms
+
+    folded = 0
+    if network.state_dict().keys() != plain.state_dict().keys():
+        network = deepcopy(network).eval()
+        folded = fold_norms(network)
     if network.state_dict().keys() != plain.state_dict().keys():
         raise WeightsMismatch(f"the run's {name} has other parts than create_model({name!r}) builds.")
-    return network.state_dict(), 0
+    return network.state_dict(), folded
 
 
 def _description(plain: Any, transform: BatchTransform, name: str, tag: str) -> dict[str, Any]:
