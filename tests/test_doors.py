@@ -11,8 +11,8 @@ import pytest
 import ferattn
 
 DOOR = {
-    "CBAM", "ECA", "SE", "ChannelGate", "ModelSpec", "SpatialGate", "attach", "create_model", "list_models",
-    "register", "swap_activations",
+    "CBAM", "ECA", "SE", "ChannelGate", "ModelSpec", "SpatialGate", "attach", "create_model", "fold_norms",
+    "list_models", "register", "swap_activations",
 }  # fmt: skip
 
 HEAVY = (

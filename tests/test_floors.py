@@ -16,7 +16,7 @@ FLOORS = [
     {"heads", "kernels"},
     {"activations", "attention", "placements", "cnn", "stems"},
     {"sites", "backbones", "residual"},
-    {"spec", "weights", "shipped"},
+    {"spec", "weights", "shipped", "folding"},
     {"assembly"},
     {"factory"},
     {"training", "predict", "explain", "export", "published", "bench"},

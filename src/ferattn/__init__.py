@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from ferattn.activations import swap_activations
 from ferattn.attention import CBAM, ECA, SE, ChannelGate, SpatialGate
 from ferattn.factory import create_model, list_models, register
+from ferattn.folding import fold_norms
 from ferattn.sites import attach
 from ferattn.spec import ModelSpec
 
@@ -25,6 +26,7 @@ __all__ = [
     "SpatialGate",
     "attach",
     "create_model",
+    "fold_norms",
     "list_models",
     "register",
     "swap_activations",

@@ -20,12 +20,13 @@ from ferattn.attention import CBAM, ECA, SE, ChannelGate, SpatialGate
 from ferattn.errors import InvalidOption
 from ferattn.kernels import Act, CBAMGate, ECAGate, Gate, Norm, SEGate, fused_tail
 
-__all__ = ["explain", "fuse_tails"]
+__all__ = ["HOOKS", "explain", "fuse_tails", "kind_of_block"]
 
 _FUSED = ("auto", True, False)
 _INSIDE = (SE, ECA, CBAM, ChannelGate, SpatialGate, nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm2d)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Where a module keeps what runs beside its forward and backward pass."""
 
 
 def fuse_tails(model: nn.Module, fused: bool | str = "auto") -> int:
@@ -98,6 +99,11 @@ def explain(model: nn.Module) -> dict[str, str]:
                 reason = _not_worth_it(block)
             found[path] = "fused" if reason is None else f"module by module: {reason}"
     return found
+
+
+def kind_of_block(module: nn.Module) -> type[nn.Module]:
+    """The class in timm of a residual block, fused or not; any other module's own class."""
+    return _PLAIN.get(type(module), type(module))
 
 
 class _Tail(nn.Module):
@@ -200,6 +206,7 @@ class _FusedPreActBottleneck(_PreActTail, PreActBottleneck):  # type: ignore[mis
 
 
 _KINDS: tuple[Any, ...] = (_FusedBasic, _FusedBottleneck, _FusedPreActBasic, _FusedPreActBottleneck)
+_PLAIN: dict[type[nn.Module], type[nn.Module]] = {kind: kind.plain for kind in _KINDS}
 
 
 def _attention(block: Any) -> Any:
@@ -214,7 +221,7 @@ def _refusal(block: Any) -> str | None:
     if attention is None:
         return "no attention before the addition"
     norm, act = (None if name is None else getattr(block, name) for name in block.tail_names)
-    if norm is not None:
+    if norm is not None and not isinstance(norm, nn.Identity):  # where a folded norm was
         if type(norm) is not nn.BatchNorm2d:
             return f"the norm is a {type(norm).__name__}"
         if norm.momentum is None:
@@ -235,7 +242,7 @@ def _refusal(block: Any) -> str | None:
     if type(attention) is CBAM and attention.spatial.norm is not None and _batch_statistics(attention.spatial.norm):
         return "the spatial gate's norm uses batch statistics"
     for module in (norm, act, *paths, *inside):
-        if module is not None and ("forward" in module.__dict__ or any(getattr(module, name) for name in _HOOKS)):
+        if module is not None and ("forward" in module.__dict__ or any(getattr(module, name) for name in HOOKS)):
             return f"a hook on a {type(module).__name__}"
     return None
 
@@ -277,7 +284,7 @@ def _batch_statistics(norm: Any) -> bool:
 
 def _norm(norm: Any) -> Norm | None:
     """A module's batch norm for one call; counts the batch as the module would."""
-    if norm is None:
+    if norm is None or isinstance(norm, nn.Identity):
         return None
     track = norm.training and norm.track_running_stats
     if track and norm.num_batches_tracked is not None:
