@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ferattn.data import BatchTransform, FaceDataset
     from ferattn.training import Predictions, RunFolder
 
-__all__ = ["compare", "evaluate", "open_trained"]
+__all__ = ["compare", "evaluate", "open_trained", "print_figures", "write_json"]
 
 
 def evaluate(
@@ -75,8 +75,8 @@ def evaluate(
     report = {"model": str(network.spec), "weights": weights, "split": split, "left_out": left_out} | report
     if predictions is not None:
         chosen.save(predictions)
-    _write_json(json_file, report)
-    _print(report)
+    write_json(json_file, report)
+    print_figures(report)
 
 
 def compare(
@@ -116,7 +116,7 @@ def compare(
         "p_value": test.p_value,
         "detectable": visible,
     }
-    _write_json(json_file, result)
+    write_json(json_file, result)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"{a.dataset}, {len(a.labels)} images, views: {a.views}")
     console.print(f"A {run_a}: {result['accuracy_a']:.2%}\nB {run_b}: {result['accuracy_b']:.2%}")
@@ -215,7 +215,8 @@ def _predictions(path: Path, part: str | None) -> Predictions:
     return run.predictions(run.config["data"]["test_on"] if part is None else part)
 
 
-def _write_json(path: Path | None, content: dict[str, Any]) -> None:
+def write_json(path: Path | None, content: dict[str, Any]) -> None:
+    """Write a JSON file where one was asked for."""
     import json
 
     from ferattn.data.atomic import write_atomically
@@ -224,7 +225,8 @@ def _write_json(path: Path | None, content: dict[str, Any]) -> None:
         write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def _print(report: dict[str, Any]) -> None:
+def print_figures(report: dict[str, Any]) -> None:
+    """The figures of an evaluation with their intervals, and a table by class."""
     console = Console(soft_wrap=True, highlight=False)
     for block in (report, report.get("without_views")):
         if block is None:
