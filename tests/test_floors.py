@@ -16,7 +16,7 @@ FLOORS = [
     {"heads", "kernels"},
     {"activations", "attention", "placements", "cnn", "stems", "tail_graphs"},
     {"sites", "backbones", "residual"},
-    {"spec", "weights", "folding"},
+    {"spec", "weights", "shipped", "folding"},
     {"assembly"},
     {"factory"},
     {"training", "predict", "explain", "export", "published", "bench"},

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 
+from conftest import SHARED_DATA
 from ferattn import create_model
 from ferattn.activations import ACTIVATIONS
 from ferattn.backbones import BACKBONES
+from training.faces import folder_of_images
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -27,13 +31,58 @@ def test_python_runs(code: str) -> None:
     exec(compile(code, "README.md", "exec"), {})
 
 
+def _own_pictures() -> list[str]:
+    """The block of commands about a folder of one's own pictures."""
+    return next(block.splitlines() for block in _blocks("sh") if "--data faces" in block)
+
+
 @pytest.mark.parametrize(
-    "command", [line for block in _blocks("sh") for line in block.splitlines() if line not in INSTALLING]
+    "command",
+    [
+        line
+        for block in _blocks("sh")
+        for line in block.splitlines()
+        if line not in INSTALLING and line not in _own_pictures()
+    ],
 )
 def test_commands_run(command: str, tmp_path: Path) -> None:
     done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def _faces(folder: Path) -> None:
+    """Fifteen pictures of each emotion: FER2013's where it is on this machine, else drawn ones."""
+    if (SHARED_DATA / "fer2013.zip").exists():
+        from PIL import Image
+
+        from ferattn.data import FER2013
+
+        images = FER2013(SHARED_DATA / "fer2013.zip", "train")
+        for label, name in enumerate(images.classes):
+            (folder / name).mkdir(parents=True)
+            for row in (images.labels == label).nonzero()[:15, 0].tolist():
+                Image.fromarray(images.read(row)[0].numpy()).save(folder / name / f"{row}.png")
+    else:
+        folder_of_images(folder, per_class=27)
+
+
+def test_three_commands_train_and_evaluate_on_ones_own_pictures(tmp_path: Path) -> None:
+    """As they stand there, but for one epoch instead of a hundred."""
+    install, train, evaluate = _own_pictures()
+    extra = re.search(r'"\.\[(\w+)\]"', install)
+    assert extra is not None
+    assert extra.group(1) in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    _faces(tmp_path / "faces")
+    for command in (f"{train} --set epochs=1 --no-progress --no-tensorboard", evaluate):
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "accuracy" in done.stdout
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert (
+        0 <= figures["accuracy_interval"]["low"] <= figures["accuracy"] <= figures["accuracy_interval"]["high"] <= 1
+    )
+    assert figures["images"] == json.loads((tmp_path / "run" / "results.json").read_text())["test"]["images"]
 
 
 def test_both_promised_commands_are_there_and_ci_runs_the_second() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from timm.models import build_model_with_cfg, get_arch_pretrained_cfgs
 from torch import nn
 
+from ferattn import entrypoints
 from ferattn.activations import swap_activations
 from ferattn.attention import ATTENTION
 from ferattn.backbones import build_backbone, feature_options, image_size, is_timm_backbone
@@ -18,7 +19,7 @@ from ferattn.placements import Placement
 from ferattn.residual import compile_tails, fuse_tails
 from ferattn.sites import Site, attach
 from ferattn.spec import ModelSpec
-from ferattn.weights import UNREADABLE, LoadReport, load_backbone_weights, source_name, told
+from ferattn.weights import UNREADABLE, fit_own_weights, load_backbone_weights, report_own_weights, told
 
 __all__ = ["build"]
 
@@ -35,31 +36,36 @@ def build(spec: ModelSpec, known: str, pretrained: bool, **options: Any) -> nn.M
     """
     options = {name: value for name, value in options.items() if value is not None}
     source = {name: options.pop(name) for name in _WEIGHT_SOURCE if name in options}
-    own = _has_own_weights(spec, known, source.get("pretrained_cfg"))
-    saved = _as_dict(source.get("pretrained_cfg")) if own else {}
+    own = _own_weights(spec, known, source.get("pretrained_cfg"))
+    saved = own or {}
     input_size = saved.get("input_size") or (1, 48, 48)
     options = {"num_classes": saved.get("num_classes", 7), "in_chans": input_size[0]} | options
     options["img_size"] = image_size(options.get("img_size", tuple(input_size[1:])))
     options["num_classes"] = require_whole(options["num_classes"], "num_classes", least=0)
     options["in_chans"] = require_whole(options["in_chans"], "in_chans", least=1)
     parts: dict[str, Any] = {}
+    adapted: list[str] = []
+    about = source | {"pretrained_cfg": own} if own is not None else {"pretrained_cfg": _random_weights(known)}
     try:
         model: Any = build_model_with_cfg(
-            partial(_construct, spec, parts, None if own or not pretrained else source),
+            partial(_construct, spec, parts, None if own is not None or not pretrained else source),
             known,
-            pretrained and own,
+            pretrained and own is not None,
             feature_cfg=feature_options(spec.backbone),
-            **(source if own else {}),
+            pretrained_filter_fn=partial(fit_own_weights, adapted=adapted),
+            **about,
             **options,
         )
     except UNREADABLE as error:
-        if isinstance(error, FerattnError) or not (pretrained and own):
+        if isinstance(error, FerattnError) or own is None or not pretrained:
             raise
         raise WeightsMismatch(f"the weights for {spec} could not be loaded: {told(error)}") from error
     model.spec = spec
     model.attention_sites = _sites_in(model, parts["blocks"])
-    model.load_report = _own_report(model) if pretrained and own else parts.get("report")
-    if not own:
+    model.load_report = report_own_weights(model, adapted) if pretrained and own is not None else parts.get("report")
+    if model.pretrained_cfg.get("num_classes") not in (None, options["num_classes"]):
+        model.pretrained_cfg.pop("label_names", None)  # they name another classifier's outputs
+    if own is None:
         _describe(model, parts.get("description") or _tagged(spec, source.get("pretrained_cfg")), source)
     actual = {
         "input_size": (options["in_chans"], *options["img_size"]),
@@ -85,16 +91,6 @@ def _tagged(spec: ModelSpec, pretrained_cfg: Any) -> dict[str, Any]:
     if isinstance(pretrained_cfg, str):
         return _as_dict(get_arch_pretrained_cfgs(spec.backbone)[f"{spec.backbone}.{pretrained_cfg}"])
     return _as_dict(pretrained_cfg)
-
-
-def _own_report(model: Any) -> LoadReport:
-    """What timm loaded: strictly everything, but for the classifier where the numbers of classes differ."""
-    description = model.pretrained_cfg
-    dropped = description.get("num_classes", model.num_classes) != getattr(model, "num_classes", None)
-    classifier = f"{description.get('classifier')}."
-    keys = list(model.state_dict())
-    new = tuple(key for key in keys if dropped and key.startswith(classifier))
-    return LoadReport(source_name(description), tuple(key for key in keys if key not in new), (), new)
 
 
 def _construct(
@@ -185,20 +181,31 @@ def _require_options(function: Callable[..., Any], options: Mapping[str, Any], w
             raise UnknownChoice(f"unknown {what} {name!r}{hint} Options: {', '.join(known)}.")
 
 
-def _has_own_weights(spec: ModelSpec, known: str, pretrained_cfg: Any) -> bool:
-    """Whether the weights that timm was asked for are this very model's, and not its backbone's."""
+def _own_weights(spec: ModelSpec, known: str, pretrained_cfg: Any) -> dict[str, Any] | None:
+    """The description of this very model's weights; None if those asked for are its backbone's.
+
+    Luo's CNN has no backbone of timm's, so its description is always its own, with weights or without.
+    """
     if not (pretrained_cfg is None or isinstance(pretrained_cfg, str)):
         description = _as_dict(pretrained_cfg)
         opened = description.get("source") in ("local-dir", "hf-hub")  # timm found our name in a saved config
-        return opened or description.get("architecture") == known or not is_timm_backbone(spec.backbone)
-    own = {cfg.tag or "": cfg for cfg in get_arch_pretrained_cfgs(known).values()}
+        own = opened or description.get("architecture") == known or not is_timm_backbone(spec.backbone)
+        return description if own else None
+    ours = {tag: cfg for tag, cfg in entrypoints.default_cfgs[known].cfgs.items() if cfg.has_weights}
     of_timm = get_arch_pretrained_cfgs(spec.backbone) if is_timm_backbone(spec.backbone) else {}
     of_backbone = {cfg.tag or "" for cfg in of_timm.values()}
-    tag = pretrained_cfg or ""
-    if tag and tag not in own and tag not in of_backbone:
-        tags = sorted((set(own) | of_backbone) - {""})
+    tag = pretrained_cfg or next(iter(ours), "")
+    if tag in ours:
+        return _as_dict(ours[tag]) | {"architecture": known, "tag": tag}
+    if tag and tag not in of_backbone:
+        tags = sorted((set(ours) | of_backbone) - {""})
         raise UnknownChoice(f"unknown weights {tag!r} for {spec}. Options: {', '.join(tags) or 'none'}.")
-    return not of_backbone or (tag in own and bool(own[tag].has_weights))
+    return None if of_timm else _random_weights(known)
+
+
+def _random_weights(known: str) -> dict[str, Any]:
+    """The description of a model that has no weights."""
+    return _as_dict(entrypoints.default_cfgs[known].cfgs[""]) | {"architecture": known}
 
 
 def _as_dict(pretrained_cfg: Any) -> dict[str, Any]:

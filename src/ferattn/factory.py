@@ -15,6 +15,7 @@ from ferattn.assembly import build
 from ferattn.backbones import is_timm_backbone
 from ferattn.errors import InvalidOption, UnknownChoice, WeightsMismatch
 from ferattn.placements import Placement
+from ferattn.shipped import describe
 from ferattn.spec import ModelSpec, first_class_names
 from ferattn.weights import UNREADABLE, told
 
@@ -156,7 +157,11 @@ def register(name: str) -> str:
         entrypoint.__name__ = entrypoint.__qualname__ = known
         entrypoint.__module__ = entrypoints.__name__
         entrypoint.__doc__ = f"{spec}: see :func:`ferattn.create_model`."
-        entrypoints.default_cfgs.update(generate_default_cfgs({known: _description(spec.backbone)}))
+        described = {known: _description(spec.backbone)}
+        shipped = describe(known)
+        if shipped is not None:  # first, so that timm takes it where no tag is given
+            described = {f"{known}.{shipped['tag']}": shipped} | described
+        entrypoints.default_cfgs.update(generate_default_cfgs(described))
         setattr(entrypoints, known, entrypoint)
         register_model(entrypoint)
     return known

@@ -66,14 +66,14 @@ class FittedHead(nn.Module):
 
 
 def fold_stretch(weight: Tensor, kernel: tuple[int, int]) -> Tensor:
-    """The weights that do on a small map what ``weight`` does on that map stretched to ``weight``'s own size.
+    """The weights that do on a map what ``weight`` does on that map stretched or averaged to ``weight``'s own size.
 
     Stretching is linear, so it folds into the weights: nothing of the function is lost, and 7x7 weights from
     ImageNet serve a 2x2 map exactly as timm's VGG would, with a twelfth of the parameters.
 
     Args:
         weight: Convolution weights, (o, c, H, W).
-        kernel: Height and width of the map, at most H and W.
+        kernel: Height and width of the map.
 
     Shape: (o, c, H, W) to (o, c, h, w).
     """

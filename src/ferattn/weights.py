@@ -1,7 +1,7 @@
-"""ImageNet weights of a plain backbone, put into the same backbone with attention, another activation or head.
+"""Weights that go into a model: ImageNet's of its plain backbone, or the model's own for another picture.
 
-timm loads the plain model, strictly, with its own code for every source (hub, URL, file, BiT's npz). What it holds
-then goes over key by key, and only parts that the plain model does not have may be missing.
+timm loads the plain backbone, strictly, with its own code for every source (hub, URL, file, BiT's npz). What it holds
+then goes over key by key, and only parts that the plain backbone does not have may be missing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ from torch import nn
 from ferattn.errors import WeightsMismatch
 from ferattn.heads import FittedHead, fold_stretch
 
-__all__ = ["UNREADABLE", "LoadReport", "load_backbone_weights", "source_name", "told"]
+__all__ = [
+    "UNREADABLE",
+    "LoadReport",
+    "fit_own_weights",
+    "load_backbone_weights",
+    "report_own_weights",
+    "source_name",
+    "told",
+]
 
 _LONGEST = 300  # characters
 UNREADABLE = (
@@ -46,8 +54,8 @@ class LoadReport:
     Attributes:
         source: Where the weights came from.
         loaded: State-dict keys that were loaded.
-        adapted: Those of them whose shape was made to fit: the first convolution when the picture does not have
-            three channels, and the first fully connected layer of a VGG for pictures of another size.
+        adapted: Those of them whose shape was made to fit: the first convolution when the picture has other
+            channels, and the first fully connected layer of a VGG or ``cnn`` for pictures of another size.
         new: Keys that start from random weights: attention, classifier, and a PReLU's slopes.
     """
 
@@ -103,25 +111,55 @@ def load_backbone_weights(
     if isinstance(head, FittedHead) and weights["pre_logits.fc1.weight"].shape != head.fc1.weight.shape:
         weights["pre_logits.fc1.weight"] = fold_stretch(weights["pre_logits.fc1.weight"], head.kernel)
         adapted.append("pre_logits.fc1.weight")
-    unexpected = sorted(weights.keys() - own.keys())
     missing = [key for key in own if key not in weights]
-    wrong = [key for key in missing if not key.startswith((f"{classifier}.", *allowed_new))]
-    shapes = [
-        f"{key}: {tuple(weights[key].shape)} against {tuple(own[key].shape)}"
-        for key in weights
-        if key in own and weights[key].shape != own[key].shape
-    ]
-    if unexpected or wrong or shapes:
-        raise WeightsMismatch(
-            f"the weights of {backbone} do not fit this model. "
-            + _listed("Not in the model", unexpected)
-            + _listed("Not in the weights", wrong)
-            + _listed("Other shapes", shapes)
-        )
+    _require_fit(weights, own, f"the weights of {backbone}", may_miss=(f"{classifier}.", *allowed_new))
     model.load_state_dict(weights, strict=False)
     report = LoadReport(source_name(description), tuple(weights), tuple(adapted), tuple(missing))
     _logger.info("%s: %s", backbone, report)
     return report, description
+
+
+def fit_own_weights(weights: Mapping[str, Any], model: Any, *, adapted: list[str]) -> dict[str, Any]:
+    """A model's own weights, in float32 and fitted to its picture: timm's ``pretrained_filter_fn``.
+
+    timm itself drops the classifier where the numbers of classes differ, and folds the first convolution to other
+    channels. Having dropped something it no longer minds what else is missing, so that is minded here.
+
+    Args:
+        weights: What was read.
+        model: What they are for, with timm's description of them.
+        adapted: Takes the keys whose shape is made to fit, here or by timm.
+
+    Raises:
+        WeightsMismatch: If they are not such a model's weights.
+    """
+    description, own = model.pretrained_cfg, model.state_dict()
+    fitted = {
+        key: value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+        for key, value in weights.items()
+    }
+    first_convolutions = tuple(key for key in _first_convolutions(description) if key in fitted and key in own)
+    adapted += [key for key in first_convolutions if fitted[key].shape != own[key].shape]
+    head, first = getattr(model, "pre_logits", None), "pre_logits.fc1.weight"
+    if isinstance(head, FittedHead) and first in fitted and fitted[first].shape[2:] != head.fc1.weight.shape[2:]:
+        fitted[first] = fold_stretch(fitted[first], head.kernel)
+        adapted.append(first)
+    of_timm = (f"{description.get('classifier')}.", *first_convolutions)
+    _require_fit(
+        {key: value for key, value in fitted.items() if not key.startswith(of_timm)},
+        {key: value for key, value in own.items() if not key.startswith(of_timm)},
+        f"the weights of {description.get('architecture')}",
+    )
+    return fitted
+
+
+def report_own_weights(model: Any, adapted: list[str]) -> LoadReport:
+    """What timm loaded of a model's own weights; asked before its description is brought up to date."""
+    description = model.pretrained_cfg  # for features alone, it has no classes
+    dropped = "num_classes" in description and description["num_classes"] != model.num_classes
+    keys = list(model.state_dict())
+    new = tuple(key for key in keys if dropped and key.startswith(f"{description.get('classifier')}."))
+    return LoadReport(source_name(description), tuple(key for key in keys if key not in new), tuple(adapted), new)
 
 
 def _plain_model(backbone: str, in_chans: int, source: Mapping[str, Any]) -> nn.Module:
@@ -150,6 +188,25 @@ def _first_convolutions(description: Mapping[str, Any]) -> list[str]:
 def source_name(description: Mapping[str, Any]) -> str:
     """Where weights that timm describes so come from."""
     return str(description.get("file") or description.get("hf_hub_id") or description.get("url") or "given weights")
+
+
+def _require_fit(
+    weights: Mapping[str, Any], own: Mapping[str, Any], what: str, may_miss: tuple[str, ...] = ()
+) -> None:
+    unexpected = sorted(weights.keys() - own.keys())
+    missing = [key for key in own if key not in weights and not key.startswith(may_miss)]
+    shapes = [
+        f"{key}: {tuple(weights[key].shape)} against {tuple(own[key].shape)}"
+        for key in weights
+        if key in own and weights[key].shape != own[key].shape
+    ]
+    if unexpected or missing or shapes:
+        raise WeightsMismatch(
+            f"{what} do not fit this model. "
+            + _listed("Not in the model", unexpected)
+            + _listed("Not in the weights", missing)
+            + _listed("Other shapes", shapes)
+        )
 
 
 def _stems(keys: tuple[str, ...]) -> list[str]:

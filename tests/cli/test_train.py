@@ -12,36 +12,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
+from cli.running import FAST, run
 from ferattn import create_model
-from ferattn.cli import app
 from ferattn.cli.train import build_model
 from ferattn.training import Predictions, RunFolder, load_recipe
-from training import faces
-
-FAST = ("--set", "epochs=2", "--set", "batch_size=8", "--accelerator", "cpu", "--no-progress", "--no-tensorboard")
-
-
-def run(*words: object) -> str:
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    if result.exit_code not in (0, 2):
-        raise AssertionError(result.output) from result.exception
-    return f"{result.exit_code} {result.output}"
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return faces.folder_of_images(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="module")
-def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "luo"
-    said = run("train", "--recipe", "luo2023", "--model", "cnn_se", "--data", images, "--out", out, *FAST)
-    assert said.startswith("0"), said
-    assert "accuracy" in said
-    return out
 
 
 def test_three_commands(images: Path, trained: Path, tmp_path: Path) -> None:

@@ -184,3 +184,13 @@ def test_folds_are_pooled() -> None:
 def test_what_cannot_be_evaluated(changes: dict, said: str) -> None:
     with pytest.raises(InvalidInput, match=said):
         evaluate(replace(made(), **changes))
+
+
+def test_one_subject_is_told_and_not_taken_for_many() -> None:
+    """As in a fold of leave-one-subject-out: no error at the end of a training run."""
+    one = replace(made(subjects=True), subjects=("KA",) * 300)
+    report, known, unknown = (evaluate(given, resamples=200) for given in (one, made(subjects=True), made()))
+    assert report["intervals_over"] == "images of one subject"
+    assert (known["intervals_over"], unknown["intervals_over"]) == ("subjects", "images")
+    for name in ("accuracy_interval", "macro_f1_interval", "ece_interval", "nll_interval"):
+        assert report[name] == unknown[name]

@@ -17,7 +17,9 @@ from ferattn.cli.crop import crop
 from ferattn.cli.data import data_app
 from ferattn.cli.evaluate import compare, evaluate
 from ferattn.cli.models import models, show
+from ferattn.cli.pool import pool
 from ferattn.cli.published import published
+from ferattn.cli.ship import ship
 from ferattn.cli.study import study
 from ferattn.cli.train import recipes, train
 from ferattn.errors import FerattnError
@@ -61,7 +63,9 @@ app.command()(train)
 app.command()(recipes)
 app.command()(evaluate)
 app.command()(compare)
+app.command()(pool)
 app.command()(study)
+app.command()(ship)
 
 
 def main() -> None:

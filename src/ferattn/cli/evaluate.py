@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ferattn.data import BatchTransform, FaceDataset
     from ferattn.training import Predictions, RunFolder
 
-__all__ = ["compare", "evaluate"]
+__all__ = ["compare", "evaluate", "open_trained", "print_figures", "write_json"]
 
 
 def evaluate(
@@ -26,6 +26,9 @@ def evaluate(
     checkpoint: Annotated[Path | None, typer.Option(help="The folder of a run.")] = None,
     tta: Annotated[str, typer.Option(help="Test-time views: none, flip or ten-crop.")] = "none",
     dataset: Annotated[str | None, typer.Option(help="fer2013, ckplus, jaffe or folder; else guessed.")] = None,
+    skip_unknown: Annotated[
+        bool, typer.Option("--skip-unknown", help="Leave out images of classes that the model does not know.")
+    ] = False,
     limit: Annotated[int | None, typer.Option(help="The first images only: a smoke run.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 256,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
@@ -46,14 +49,17 @@ def evaluate(
         raise InvalidOption(f"--limit {limit}: at least 2.")
     run = None if checkpoint is None else RunFolder(checkpoint)
     if run is None:
-        network, transform, classes = _published(model)
-        temperature = None
-        channels, size, _ = network.pretrained_cfg["input_size"]
+        network, transform, classes, temperature = _published(model)
+        about = network.pretrained_cfg
+        weights = f"{about['architecture']}.{about['tag']}" if about.get("tag") else network.load_report.source
+        channels, size, _ = about["input_size"]
     else:
-        network, transform, classes = _trained(run, model)
+        network, transform, classes = open_trained(run, model)
+        weights = str(checkpoint)
         temperature = run.results["temperature"] if split != run.config["data"]["select_on"] else None
         size, channels = run.config["recipe"]["size"], run.config["recipe"]["channels"]
     source = open_dataset(data, dataset)
+    left_out = _unknown_classes(source, classes, skip_unknown)
     images = _part(source.with_classes(classes, allow_missing=True), split, run)
     if limit is not None:
         images = images.subset(range(min(limit, len(images))))
@@ -66,11 +72,11 @@ def evaluate(
     if tta != "none":
         chosen = predict(network, transform, stored, name=name, kind=tta, batch_size=batch_size)
         report = figures_of(chosen) | {"without_views": report}
-    report = {"model": str(network.spec), "weights": str(checkpoint or "pretrained"), "split": split} | report
+    report = {"model": str(network.spec), "weights": weights, "split": split, "left_out": left_out} | report
     if predictions is not None:
         chosen.save(predictions)
-    _write_json(json_file, report)
-    _print(report)
+    write_json(json_file, report)
+    print_figures(report)
 
 
 def compare(
@@ -110,7 +116,7 @@ def compare(
         "p_value": test.p_value,
         "detectable": visible,
     }
-    _write_json(json_file, result)
+    write_json(json_file, result)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"{a.dataset}, {len(a.labels)} images, views: {a.views}")
     console.print(f"A {run_a}: {result['accuracy_a']:.2%}\nB {run_b}: {result['accuracy_b']:.2%}")
@@ -125,28 +131,34 @@ def compare(
     console.print("This compares two trained models. Two recipes need several seeds of each.")
 
 
-def _published(name: str | None) -> tuple[Any, BatchTransform, tuple[str, ...]]:
+def _published(name: str | None) -> tuple[Any, BatchTransform, tuple[str, ...], float | None]:
+    """A model with weights that classify emotions, how it wants its images, its classes, its temperature."""
     from ferattn import create_model
-    from ferattn.data import AUGMENTATIONS, FER2013_CLASSES, BatchTransform, Standardize
+    from ferattn.data import AUGMENTATIONS, BatchTransform, Standardize
     from ferattn.errors import InvalidOption
+    from ferattn.shipped import read_config
 
     if name is None:
         raise InvalidOption("--pretrained needs --model NAME.")
-    network: Any = create_model(name, pretrained=True)
-    report = network.load_report
-    classifier = network.pretrained_cfg["classifier"]
-    if report is not None and any(key.startswith(f"{classifier}.") for key in report.new):
+    shipped = read_config(name.partition(".")[0]) or {}
+    of_shipped = shipped.get("pretrained_cfg", {})
+    channels, *size = of_shipped.get("input_size") or (1, 48, 48)
+    outputs = shipped.get("num_classes", 7)
+    network: Any = create_model(name, True, num_classes=outputs, in_chans=channels, img_size=tuple(size))
+    about, report = network.pretrained_cfg, network.load_report
+    classes = tuple(about.get("label_names") or ())
+    if len(classes) != network.num_classes or any(key.startswith(f"{about['classifier']}.") for key in report.new):
         raise InvalidOption(
-            f"--model {name}: its published weights are for {report.source} and know no emotions; train it first."
+            f"--model {name}: its weights ({report.source}) come without a classifier of emotions; train it first."
         )
-    about = network.pretrained_cfg
     normalize = Standardize(tuple(about["mean"]), tuple(about["std"]))
-    size = about["input_size"][1:]
     transform = BatchTransform(AUGMENTATIONS["none"], normalize, size=(size[0], size[1]))
-    return network, transform, tuple(about.get("label_names") or FER2013_CLASSES)
+    ours = of_shipped.get("tag") == about.get("tag")
+    return network, transform, classes, shipped["ferattn"]["temperature"] if ours else None
 
 
-def _trained(run: RunFolder, name: str | None) -> tuple[Any, BatchTransform, tuple[str, ...]]:
+def open_trained(run: RunFolder, name: str | None) -> tuple[Any, BatchTransform, tuple[str, ...]]:
+    """The network of a finished run, how it wants its images, and its classes."""
     from ferattn.cli.train import build_model
     from ferattn.errors import InvalidInput, InvalidOption
     from ferattn.training import Recipe
@@ -163,6 +175,20 @@ def _trained(run: RunFolder, name: str | None) -> tuple[Any, BatchTransform, tup
     )
     run.load_weights(network)
     return network, run.load_transform(), classes
+
+
+def _unknown_classes(dataset: FaceDataset, classes: tuple[str, ...], skip: bool) -> dict[str, int]:
+    """The images of the whole dataset whose class the model has no output for, by class."""
+    from ferattn.errors import InvalidInput
+
+    counts = {name: count for name, count in dataset.counts().items() if count}
+    unknown = {name: count for name, count in counts.items() if name not in classes}
+    told = f"the model knows {', '.join(classes)}; {dataset.name} has images of {', '.join(counts)}"
+    if len(unknown) == len(counts):
+        raise InvalidInput(f"no class in common: {told}.")
+    if unknown and not skip:
+        raise InvalidInput(f"{told}. --skip-unknown leaves out {', '.join(unknown)}.")
+    return unknown
 
 
 def _part(dataset: FaceDataset, split: str, run: RunFolder | None) -> FaceDataset:
@@ -189,7 +215,8 @@ def _predictions(path: Path, part: str | None) -> Predictions:
     return run.predictions(run.config["data"]["test_on"] if part is None else part)
 
 
-def _write_json(path: Path | None, content: dict[str, Any]) -> None:
+def write_json(path: Path | None, content: dict[str, Any]) -> None:
+    """Write a JSON file where one was asked for."""
     import json
 
     from ferattn.data.atomic import write_atomically
@@ -198,7 +225,8 @@ def _write_json(path: Path | None, content: dict[str, Any]) -> None:
         write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def _print(report: dict[str, Any]) -> None:
+def print_figures(report: dict[str, Any]) -> None:
+    """The figures of an evaluation with their intervals, and a table by class."""
     console = Console(soft_wrap=True, highlight=False)
     for block in (report, report.get("without_views")):
         if block is None:

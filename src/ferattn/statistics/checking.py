@@ -80,5 +80,5 @@ def group_numbers(clusters: Sequence[Any] | None, n: int) -> NDArray[np.int64]:
         raise InvalidInput(f"clusters has {len(clusters)} entries for {n} images.")
     names, numbers = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
     if len(names) < 2:
-        raise InvalidInput(f"clusters: all images belong to {names[0]!r}; at least two groups are needed.")
+        raise InvalidInput(f"clusters: all images belong to {str(names[0])!r}; at least two groups are needed.")
     return numbers.astype(np.int64)

@@ -51,7 +51,8 @@ def evaluate(
     """Accuracy, macro F1, per-class recall and precision, confusion matrix, calibration, each with its interval.
 
     Shares have Wilson's interval; where subjects are known the accuracy has a bootstrap over subjects instead, as
-    have macro F1, calibration error and NLL (over images where subjects are not known).
+    have macro F1, calibration error and NLL (over images where subjects are not known). A test set of one subject,
+    a fold of leave-one-subject-out, says nothing of other people: its intervals are over the images, and say so.
 
     Args:
         predictions: Of a test set, for one kind of views.
@@ -68,8 +69,10 @@ def evaluate(
         raise InvalidInput(f"{predictions.dataset}: no images to evaluate, or some without a label.")
     if not np.isfinite(predictions.logits).all():
         raise InvalidInput(f"{predictions.dataset}: some logits are not finite.")
+    people = None if predictions.subjects is None else len(set(predictions.subjects))
+    clusters = predictions.subjects if people is not None and people > 1 else None
     options: dict[str, Any] = {
-        "clusters": predictions.subjects,
+        "clusters": clusters,
         "confidence": confidence,
         "resamples": resamples,
         "seed": seed,
@@ -80,7 +83,7 @@ def evaluate(
     correct = (predicted == labels).astype(np.float64)
     if len(labels) < 2:
         raise InvalidInput(f"{predictions.dataset}: one image is no test set.")
-    if predictions.subjects is None:
+    if clusters is None:
         accuracy = wilson(int(correct.sum()), len(labels), confidence)
     else:
         accuracy = bootstrap(lambda w: w @ correct / w.sum(1), len(labels), **options)
@@ -91,6 +94,7 @@ def evaluate(
         "images": len(labels),
         "views": predictions.views,
         "confidence": confidence,
+        "intervals_over": "images of one subject" if people == 1 else "images" if clusters is None else "subjects",
         "accuracy": float(correct.mean()),
         "accuracy_interval": _interval(accuracy),
         "macro_f1": figures["macro_f1"],

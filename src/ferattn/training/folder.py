@@ -58,6 +58,15 @@ class RunFolder:
         return self._read("config.json")
 
     @property
+    def versions(self) -> dict[str, Any]:
+        """The packages and the machine with which the run began.
+
+        Raises:
+            InvalidInput: If this is no folder of a run.
+        """
+        return self._read("versions.json")
+
+    @property
     def results(self) -> dict[str, Any]:
         """What came out.
 

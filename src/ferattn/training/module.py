@@ -213,7 +213,9 @@ class FaceData(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         if len(train) < batch_size:
-            raise InvalidOption(f"batch_size={batch_size}: there are only {len(train)} training images.")
+            raise InvalidOption(
+                f"batch_size={batch_size}: there are only {len(train)} training images. Give a smaller batch_size."
+            )
         self.train, self.validation = train, validation
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
 

@@ -1,0 +1,224 @@
+"""The model card of a finished run: what it is, how good, made from what, how to make it again, where it must not be.
+
+Every figure comes from the run's files and from the evaluations made when the card is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["DATA_TERMS", "make_card"]
+
+DATA_TERMS = {
+    "FER2013": (
+        "FER2013 (Goodfellow et al. 2013, arXiv 1307.0414): pictures that a web search found, given out for "
+        "research; the rights in the single pictures lie with others. Use these weights for research only."
+    ),
+    "CK+": (
+        "CK+ (Lucey et al. 2010): given out for research under an agreement with its makers. Use these weights for "
+        "research only."
+    ),
+    "JAFFE": (
+        "JAFFE (Lyons et al. 1998): given out for non-commercial scientific research. Use these weights for that "
+        "only."
+    ),
+}
+"""What the datasets' makers allow, by the dataset's name."""
+
+_LAW = (
+    "Emotion inference at work and in education is forbidden in the European Union, but for medical or safety "
+    "reasons (Regulation (EU) 2024/1689, the AI Act, article 5(1)(f)); elsewhere the people whose faces are read "
+    "must be told (article 50(3)). Faces are personal data: ask before you use them."
+)
+
+
+def make_card(facts: Mapping[str, Any]) -> str:
+    """The card as Markdown, under the header that model hubs read.
+
+    Args:
+        facts: What a shipment's ``config.json`` says, see ``ferattn ship``.
+    """
+    about, made = facts["pretrained_cfg"], facts["ferattn"]
+    name, tag = facts["architecture"], about["tag"]
+    dataset = made["config"]["data"]["dataset"]
+    lines = [
+        "---",
+        "library_name: timm",
+        "license: other",
+        f"license_name: {about['license']}",
+        "tags: [image-classification, facial-expression-recognition, timm, ferattn]",
+        "---",
+        "",
+        "<!-- card -->",
+        f"# {name}.{tag}",
+        "",
+        f"`{name}` of ferattn, {made['parameters'] / 1e6:.2f} M parameters, trained on {dataset} by the recipe "
+        f"`{made['config']['recipe_name']}`. It names the expression of a face that has been cropped out already: "
+        f"{', '.join(facts['label_names'])}, in this order.",
+        "",
+        *_use(facts),
+        *_figures(made),
+        *_making(facts),
+        "## Data and licence",
+        "",
+        made["terms"],
+        "ferattn's code is under Apache-2.0; that does not extend to what others' pictures are in.",
+        "",
+        "## Limits",
+        "",
+        f"- It was tested on {dataset} alone. Other cameras, other cropping, other people: expect less, and measure.",
+        "- It tells how raters would label a picture, not what the person feels; raters disagree, and so do labels.",
+        f"- {_weakest(made)}",
+        *_of_fer2013(dataset),
+        "- Nobody knows who is in the pictures, so nothing is known of differences between groups of people."
+        if made["subjects"] is None
+        else f"- Its pictures show {made['subjects']} people.",
+        "- A picture without a face gets an answer too. Detect first.",
+        "",
+        "## Where it must not be used",
+        "",
+        _LAW,
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _of_fer2013(dataset: str) -> list[str]:
+    if dataset != "FER2013":
+        return []
+    return [
+        "- Many of FER2013's test pictures have a copy in its training set, which `ferattn data check` counts. The "
+        "figures above count all test pictures."
+    ]
+
+
+def _use(facts: Mapping[str, Any]) -> list[str]:
+    about, made = facts["pretrained_cfg"], facts["ferattn"]
+    channels, height, width = about["input_size"]
+    temperature = made["temperature"]
+    return [
+        "## Use",
+        "",
+        "```python",
+        "import ferattn  # first: it makes the model known to timm",
+        "import timm",
+        "",
+        f'model = timm.create_model("{facts["architecture"]}", pretrained=True).eval()',
+        "```",
+        "",
+        f"{'Grey' if channels == 1 else 'Colour'} pictures of {height}x{width} pixels, divided by 255"
+        + (
+            ", and no more."
+            if set(about["mean"]) == {0} and set(about["std"]) == {1}
+            else f", minus {_numbers(about['mean'])}, divided by {_numbers(about['std'])}."
+        )
+        + (
+            ""
+            if temperature is None
+            else f" For probabilities divide the logits by {temperature:.3f}, fitted on the validation images, "
+            "before the softmax."
+        ),
+        "",
+    ]
+
+
+def _figures(made: Mapping[str, Any]) -> list[str]:
+    lines = [
+        "## Figures",
+        "",
+        "With 95 % intervals in brackets. Test-time views never replace the plain figures.",
+        "",
+    ]
+    lines += ["| test images | views | number | accuracy, % | macro F1 | calibration error | NLL |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for part, by_views in made["figures"].items():
+        for views, figures in by_views.items():
+            f1, ece, nll = (_with_interval(figures, name) for name in ("macro_f1", "ece", "nll"))
+            lines.append(f"| {part} | {views} | {figures['images']} | {_percent(figures)} | {f1} | {ece} | {nll} |")
+            calibrated = figures.get("calibrated")
+            if calibrated is not None:
+                ece, nll = (_with_interval(calibrated, name) for name in ("ece", "nll"))
+                lines.append(
+                    f"| {part} | {views}, calibrated | {figures['images']} | the same | the same | {ece} | {nll} |"
+                )
+    for part, by_views in made["figures"].items():
+        figures = by_views["none"]
+        lines += ["", f"Each class on {part}, without views:", ""]
+        lines += ["| class | images | recall, % | precision, % |", "|---|---|---|---|"]
+        for name in figures["classes"]:
+            lines.append(
+                f"| {name} | {figures['recall'][name]['images']} | {_share(figures['recall'][name])} "
+                f"| {_share(figures['precision'][name])} |"
+            )
+    return [*lines, "", "![Loss, accuracy and learning rate by epoch](curves.png)", ""]
+
+
+def _making(facts: Mapping[str, Any]) -> list[str]:
+    made = facts["ferattn"]
+    config, rounding, versions = made["config"], made["rounding"], made["versions"]
+    data = config["data"]
+    images = data["images"]
+    if data["select_on"] == data["test_on"]:
+        chosen = (
+            f"The best epoch was chosen on the test images ({images['test']}) themselves: the figures are too good."
+        )
+    else:
+        learnable = images["train"] + (images["validation"] if made["validation_from_train"] else 0)
+        chosen = (
+            f"Of {learnable} training images, {images['train']} were learnt from; the best epoch (number "
+            f"{made['best_epoch'] + 1} of {made['epochs']}) was chosen on {images['validation']} others "
+            f"({data['select_on']}), none of which is among the {images['test']} test images."
+        )
+    split = f"split `{config['recipe']['split']}`, split seed {config['split_seed']}, fold {config['fold']}"
+    return [
+        "## How it was made",
+        "",
+        f"{chosen} Division: {split}. Seed {config['seed']}, one run: another seed gives other figures.",
+        "",
+        "```sh",
+        *made["commands"],
+        "```",
+        "",
+        f"{made['seconds'] / 3600:.1f} hours on {versions.get('device')}, {versions.get('threads')} threads, "
+        f"{config['machine']['precision']}; Python {versions.get('python')}, torch {versions.get('torch')}, "
+        f"timm {versions.get('timm')}, lightning {versions.get('lightning')}.",
+        "",
+        f"The file holds half precision. On the {rounding['images']} test images that changes the logits by "
+        f"{100 * rounding['logit_change']:.3f} % (root mean square; at most {rounding['largest_logit_change']:.4f}), "
+        f"{rounding['answers_changed']} answers, and the accuracy from {100 * rounding['accuracy_before']:.2f} % to "
+        f"{100 * rounding['accuracy_after']:.2f} %. All figures above are of the file."
+        + (f" {made['norms_folded']} batch norms were folded into convolutions." if made["norms_folded"] else ""),
+        "",
+    ]
+
+
+def _weakest(made: Mapping[str, Any]) -> str:
+    part, by_views = next(iter(made["figures"].items()))
+    recall = {name: entry for name, entry in by_views["none"]["recall"].items() if entry["value"] is not None}
+    worst = min(recall, key=lambda name: float(recall[name]["value"]))
+    return (
+        f"It is worst at {worst}: of {recall[worst]['images']} such pictures in {part} it finds "
+        f"{_share(recall[worst])} %."
+    )
+
+
+def _numbers(values: Any) -> str:
+    return " / ".join(f"{value:g}" for value in values)
+
+
+def _percent(figures: Mapping[str, Any]) -> str:
+    ends = figures["accuracy_interval"]
+    return f"{100 * figures['accuracy']:.2f} ({100 * ends['low']:.2f} to {100 * ends['high']:.2f})"
+
+
+def _with_interval(figures: Mapping[str, Any], name: str) -> str:
+    ends = figures[f"{name}_interval"]
+    return f"{figures[name]:.3f} ({ends['low']:.3f} to {ends['high']:.3f})"
+
+
+def _share(entry: Mapping[str, Any]) -> str:
+    if entry["value"] is None:
+        return "-"
+    ends = entry["interval"]
+    return f"{100 * entry['value']:.1f} ({100 * ends['low']:.1f} to {100 * ends['high']:.1f})"
