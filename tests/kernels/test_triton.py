@@ -186,6 +186,37 @@ def test_an_exported_program_does_not_need_ferattn() -> None:
     torch.testing.assert_close(program.module()(x), Tail()(x))
 
 
+# What a training step costs beside its walks over the maps
+
+
+@pytest.mark.parametrize(("kind", "share"), [("se", 0.3), ("eca", 0.3), ("cbam", 0.5)])
+@pytest.mark.parametrize("last", [True, False])
+def test_small_tensors_stay_small(kind: str, share: float, last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is written besides maps and read again, in shares of a bfloat16 map of ResNet-50's first stage."""
+    from ferattn.kernels.passes import Options, Small
+    from ferattn.kernels.triton import launch, launch_backward
+
+    seen: dict[int, Tensor] = {}
+
+    def record(kernel: Any, grid: Any, *arguments: Any, **constants: Any) -> None:
+        seen.update({id(t): t for t in arguments if isinstance(t, Tensor)})
+
+    monkeypatch.setattr(launch, "launch", record)
+    with torch.device("meta"):
+        memory_format = torch.channels_last if last else torch.contiguous_format
+        x = torch.empty(128, 256, 56, 56, dtype=torch.bfloat16, memory_format=memory_format)
+        gate = Case(kind, "train", Act(), (1, 256, 1, 1)).gate
+        name, flag, weights = weights_of(gate)
+        c, cbam = torch.empty(256), kind == "cbam"
+        found = launch.statistics(x, c, c, c, 0.1, batch=True, peak=2 if cbam else 0)
+        small = Small(c, c, found[0], found[1], found[2], found[3] if cbam else None, *weights)
+        options = Options(name, flag, True, 1e-5, "relu", 1.0, "shared")
+        left = launch.forward(x, x, small, options, save=True)
+        launch_backward.backward(x, x, x, left, found[4] if cbam else None, small, options)
+    extra = sum(t.nbytes for t in seen.values() if t.numel() < x.numel())
+    assert 0 < 2 * extra / x.nbytes <= share
+
+
 # Which way
 
 
