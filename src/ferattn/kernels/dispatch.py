@@ -128,6 +128,8 @@ def _hindrance(x: Tensor, shortcut: Tensor | None, gate: Gate, norm: Norm | None
         torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
     ):
         return "torch.func and forward-mode derivatives go through the plain passes"
+    if x.is_cuda and not torch.compiler.is_compiling() and x.device.index != torch.cuda.current_device():
+        return "the map is not on the current CUDA device"
     if x.numel() == 0:
         return "the map is empty"
     if x.shape[1] * x.shape[2] * x.shape[3] >= 2**31:
