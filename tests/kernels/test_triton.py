@@ -246,6 +246,14 @@ def test_a_path_that_cannot_run_says_why() -> None:
         torch.testing.assert_close(fused_tail(x, shortcut, gate, path="plain"), plain_tail(x, shortcut, gate))
 
 
+def test_explaining_refuses_what_computing_refuses() -> None:
+    x, shortcut, gate = _arguments()
+    with pytest.raises(UnknownChoice, match="did you mean 'relu'"):
+        explain(x, shortcut, gate, act=Act("rleu"))
+    with pytest.raises(InvalidOption, match="needs running_mean"):
+        explain(x, shortcut, gate, Norm(None, None, None, None, training=False))
+
+
 def test_an_unknown_path_is_named() -> None:
     with pytest.raises(UnknownChoice, match="did you mean 'triton'"):
         fused_tail(*_arguments(), path="tritn")
