@@ -76,9 +76,10 @@ def compare(
         # A single draw can be a lucky one: eight roundings of a float32 are always allowed, and one of the dtype.
         allowed = factor * own.max() + 8 * torch.finfo(torch.float32).eps * (value.abs().max() + 1e-3)
         if dtype != torch.float32:
-            # The interpreter cuts bfloat16 off instead of rounding it, dz first and then dx.
-            cut = 2 if dtype == torch.bfloat16 and device == "cpu" else 1
-            allowed = allowed + cut * torch.finfo(dtype).eps * value.abs()
+            allowed = allowed + torch.finfo(dtype).eps * value.abs()
+        if dtype == torch.bfloat16 and device == "cpu" and name == "dx":
+            # The interpreter cuts bfloat16 off instead of rounding it, and dx is added up from a dz cut off already.
+            allowed = allowed + torch.finfo(dtype).eps * value.abs().max()
         assert (error <= allowed).all(), (name, error.max().item(), own.max().item(), value.abs().max().item())
 
 
