@@ -77,8 +77,8 @@ def compare(
         allowed = factor * own.max() + 8 * torch.finfo(torch.float32).eps * (value.abs().max() + 1e-3)
         if dtype != torch.float32:
             allowed = allowed + torch.finfo(dtype).eps * value.abs()
-        if dtype == torch.bfloat16 and device == "cpu" and name == "dx":
-            # The interpreter cuts bfloat16 off instead of rounding it, and dx is added up from a dz cut off already.
+        if dtype == torch.bfloat16 and device == "cpu" and name in ("dx", "dshortcut"):
+            # The interpreter cuts bfloat16 off instead of rounding it: the output, dz made of it, and dx made of dz.
             allowed = allowed + torch.finfo(dtype).eps * value.abs().max()
         assert (error <= allowed).all(), (name, error.max().item(), own.max().item(), value.abs().max().item())
 
