@@ -77,6 +77,9 @@ def compare(
         allowed = factor * own.max() + 8 * torch.finfo(torch.float32).eps * (value.abs().max() + 1e-3)
         if dtype != torch.float32:
             allowed = allowed + torch.finfo(dtype).eps * value.abs()
+        if dtype == torch.bfloat16 and device == "cpu" and name in ("dx", "dshortcut"):
+            # The interpreter cuts bfloat16 off instead of rounding it: the output, dz made of it, and dx made of dz.
+            allowed = allowed + torch.finfo(dtype).eps * value.abs().max()
         assert (error <= allowed).all(), (name, error.max().item(), own.max().item(), value.abs().max().item())
 
 
@@ -185,9 +188,9 @@ def check_no_numbers(kind: str, mode: str, value: float, device: str) -> None:
 
 def check_large_mean(device: str) -> None:
     """Channel means of 15 deviations, in float32; on a CPU PyTorch's batch norm sums in float64."""
-    for kind in ("se", "cbam"):
+    for kind, shape in (("se", (4, 8, 7, 7)), ("cbam", (2, 8, 5, 5))):
         torch.manual_seed(4)
-        case = Case(kind, "train", Act("relu"), (4, 8, 7, 7))
+        case = Case(kind, "train", Act("relu"), shape)
         case.maps[0] = case.maps[0] + 30
         compare(case, torch.float32, device, factor=4 if device == "cpu" else 2)
 

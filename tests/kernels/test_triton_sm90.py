@@ -78,7 +78,7 @@ def _tail(
     kind: str, shape: tuple[int, ...], dtype: torch.dtype, last: bool, only: tuple[str, ...] | None,
     where: Path, monkeypatch: pytest.MonkeyPatch, act: str = "relu", ties: str = "shared", flag: bool = True,
 ) -> Iterator[Compiled]:  # fmt: skip
-    """Every kernel of a training step, with the tiles that it would be launched with."""
+    """Every kernel of a training step and of inference, with the tiles that it would be launched with."""
     from ferattn.kernels.triton import launch, launch_backward
 
     calls: list[tuple[Any, ...]] = []

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ferattn.errors import InvalidOption, choose
-from ferattn.kernels.parts import Act, CBAMGate, ECAGate, Gate, Norm
+from ferattn.kernels.parts import Act, CBAMGate, ECAGate, Gate, Norm, require
 
 __all__ = ["PATHS", "Decision", "decide", "explain", "use"]
 
@@ -69,10 +69,14 @@ def explain(
 ) -> Decision:
     """The path that :func:`ferattn.kernels.fused_tail` takes with these arguments here and now, and why.
 
+    Raises:
+        FerattnError: As ``fused_tail`` does.
+
     >>> from ferattn.kernels import ECAGate
     >>> str(explain(torch.randn(2, 8, 6, 6), None, ECAGate(torch.ones(1, 1, 3), None, 8)))
     'plain: the map is on the cpu'
     """
+    require(x, shortcut, gate, norm, Act() if act is None else act)
     return decide(x, shortcut, gate, norm, "auto")
 
 
@@ -128,6 +132,8 @@ def _hindrance(x: Tensor, shortcut: Tensor | None, gate: Gate, norm: Norm | None
         torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
     ):
         return "torch.func and forward-mode derivatives go through the plain passes"
+    if x.is_cuda and not torch.compiler.is_compiling() and x.device.index != torch.cuda.current_device():
+        return "the map is not on the current CUDA device"
     if x.numel() == 0:
         return "the map is empty"
     if x.shape[1] * x.shape[2] * x.shape[3] >= 2**31:

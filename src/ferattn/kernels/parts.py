@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["ACTS", "Act", "CBAMGate", "ECAGate", "Gate", "Norm", "SEGate", "weights_of"]
+from ferattn.errors import InvalidInput, InvalidOption, choose
+
+__all__ = ["ACTS", "Act", "CBAMGate", "ECAGate", "Gate", "Norm", "SEGate", "require", "weights_of"]
 
 ACTS = ("identity", "relu", "elu", "selu", "silu")
 """The activations that a tail can end in."""
@@ -84,3 +86,30 @@ def weights_of(gate: Gate) -> tuple[str, bool, tuple[Tensor | None, ...]]:
     if isinstance(gate, ECAGate):
         return "eca", gate.circular, (None, None, None, None, gate.weight, gate.bias)
     return "cbam", gate.refined, (gate.w1, gate.b1, gate.w2, gate.b2, gate.weight, gate.bias)
+
+
+def require(x: Tensor, shortcut: Tensor | None, gate: Gate, norm: Norm | None, act: Act) -> None:
+    """Raise what a tail's arguments deserve; see :func:`ferattn.kernels.fused_tail`."""
+    if x.ndim != 4 or not x.is_floating_point():
+        raise InvalidInput(
+            "a tail takes a floating-point feature map of shape (b, c, h, w); "
+            f"got {x.dtype} of shape {tuple(x.shape)}."
+        )
+    if shortcut is not None and (shortcut.shape != x.shape or shortcut.dtype != x.dtype):
+        raise InvalidInput(
+            f"the shortcut must be like the map, {x.dtype} of shape {tuple(x.shape)}; "
+            f"got {shortcut.dtype} of shape {tuple(shortcut.shape)}."
+        )
+    channels = gate.channels if isinstance(gate, ECAGate) else gate.w1.shape[1]
+    if x.shape[1] != channels:
+        raise InvalidInput(f"the gate was made for {channels} channels; got a map of shape {tuple(x.shape)}.")
+    if norm is not None and not norm.training and (norm.running_mean is None or norm.running_var is None):
+        raise InvalidOption("a norm with training=False needs running_mean and running_var.")
+    if norm is not None and norm.training and x.shape[0] * x.shape[2] * x.shape[3] == 1:
+        raise InvalidInput(
+            f"Expected more than 1 value per channel when training; got a map of shape {tuple(x.shape)}."
+        )
+    if act.name not in ACTS:
+        choose(dict.fromkeys(ACTS), act.name, "activation")
+    if act.name == "elu" and not act.alpha > 0:
+        raise InvalidOption(f"alpha of an ELU must be above 0 in a fused tail; got {act.alpha!r}.")

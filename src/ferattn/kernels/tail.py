@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ferattn import reference
-from ferattn.errors import InvalidInput, InvalidOption, choose
+from ferattn.errors import choose
 from ferattn.kernels.dispatch import decide
-from ferattn.kernels.parts import ACTS, Act, CBAMGate, ECAGate, Gate, Norm, SEGate, weights_of
+from ferattn.kernels.parts import Act, CBAMGate, ECAGate, Gate, Norm, SEGate, require, weights_of
 from ferattn.kernels.passes import FROM_INPUT, Options, Small, backward, differentiable_backward, forward, statistics
 
 __all__ = ["fused_tail", "plain_tail"]
@@ -31,7 +31,7 @@ def plain_tail(x: Tensor, shortcut: Tensor | None, gate: Gate, norm: Norm | None
 
     Arguments, shape and errors as :func:`fused_tail`.
     """
-    _require(x, shortcut, gate, norm, act)
+    require(x, shortcut, gate, norm, act)
     y = x
     if norm is not None:
         buffers = (norm.running_mean, norm.running_var)
@@ -90,7 +90,7 @@ def fused_tail(
     >>> fused_tail(x, shortcut, ECAGate(torch.ones(1, 1, 3), None, 8), norm, Act("relu")).shape
     torch.Size([2, 8, 6, 6])
     """
-    _require(x, shortcut, gate, norm, act)
+    require(x, shortcut, gate, norm, act)
     if ties not in _TIES:
         choose(dict.fromkeys(_TIES), ties, "rule for ties")
     by = decide(x, shortcut, gate, norm, path).path
@@ -145,29 +145,3 @@ def _no_autocast(x: Tensor) -> AbstractContextManager[Any]:
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return nullcontext()
     return torch.autocast(device, enabled=False)
-
-
-def _require(x: Tensor, shortcut: Tensor | None, gate: Gate, norm: Norm | None, act: Act) -> None:
-    if x.ndim != 4 or not x.is_floating_point():
-        raise InvalidInput(
-            "a tail takes a floating-point feature map of shape (b, c, h, w); "
-            f"got {x.dtype} of shape {tuple(x.shape)}."
-        )
-    if shortcut is not None and (shortcut.shape != x.shape or shortcut.dtype != x.dtype):
-        raise InvalidInput(
-            f"the shortcut must be like the map, {x.dtype} of shape {tuple(x.shape)}; "
-            f"got {shortcut.dtype} of shape {tuple(shortcut.shape)}."
-        )
-    channels = gate.channels if isinstance(gate, ECAGate) else gate.w1.shape[1]
-    if x.shape[1] != channels:
-        raise InvalidInput(f"the gate was made for {channels} channels; got a map of shape {tuple(x.shape)}.")
-    if norm is not None and not norm.training and (norm.running_mean is None or norm.running_var is None):
-        raise InvalidOption("a norm with training=False needs running_mean and running_var.")
-    if norm is not None and norm.training and x.shape[0] * x.shape[2] * x.shape[3] == 1:
-        raise InvalidInput(
-            f"Expected more than 1 value per channel when training; got a map of shape {tuple(x.shape)}."
-        )
-    if act.name not in ACTS:
-        choose(dict.fromkeys(ACTS), act.name, "activation")
-    if act.name == "elu" and not act.alpha > 0:
-        raise InvalidOption(f"alpha of an ELU must be above 0 in a fused tail; got {act.alpha!r}.")

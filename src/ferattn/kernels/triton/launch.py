@@ -129,9 +129,9 @@ def by_channel(of: Layout) -> dict[str, int]:
     """A tile for sums over places."""
     if of.last:
         channels = up(of.c, 16, 64)
-        return {"BLOCK_C": channels, "BLOCK_P": up(of.p, 8, _ELEMENTS // channels)}
+        return {"BLOCK_C": channels, "BLOCK_P": up(of.p, 8, _elements(of) // channels)}
     places = up(of.p, 16, 256)
-    return {"BLOCK_P": places, "BLOCK_C": up(of.c, 4, min(64, _ELEMENTS // places))}
+    return {"BLOCK_P": places, "BLOCK_C": up(of.c, 4, min(64, _elements(of) // places))}
 
 
 def by_place(of: Layout) -> dict[str, int]:
@@ -140,9 +140,14 @@ def by_place(of: Layout) -> dict[str, int]:
         places = 64
         while places > 8 and (of.b * over(of.p, places) < _PROGRAMS or places >= 2 * of.p):
             places //= 2
-        return {"BLOCK_P": places, "BLOCK_C": up(of.c, 16, min(256, _ELEMENTS // places))}
+        return {"BLOCK_P": places, "BLOCK_C": up(of.c, 16, min(256, _elements(of) // places))}
     places = up(of.p, 16, 64)
-    return {"BLOCK_P": places, "BLOCK_C": up(of.c, 4, _ELEMENTS // places)}
+    return {"BLOCK_P": places, "BLOCK_C": up(of.c, 4, _elements(of) // places)}
+
+
+def _elements(of: Layout) -> int:
+    """Elements of a tile; rows that start anywhere are read value by value, and each address takes a register."""
+    return _ELEMENTS if (of.c if of.last else of.p) % 8 == 0 else _ELEMENTS // 2
 
 
 def parts(of: Layout, tile: dict[str, int]) -> tuple[int, int]:
@@ -280,8 +285,9 @@ def _at_once(x: Tensor, shortcut: Tensor | None, of: Layout, p: Small, o: Option
         of.b, of.c, of.p, of.w, r,
         LAST=of.last, SPATIAL=cbam, REFINED=o.flag or not cbam, SHORTCUT=shortcut is not None, **flags(p),
         BIAS1=p.b1 is not None, BIAS2=p.b2 is not None, CONV_BIAS=p.conv_bias is not None, ACT=ACTS.index(o.act),
-        K=k, T=up(k * k, 1, 1024), POOL_P=up(of.p, 8, 2 * _ELEMENTS // channels), POOL_C=channels,
-        BLOCK_P=places, BLOCK_C=up(of.c, 16, min(256, 2 * _ELEMENTS // places)), BLOCK_R=up(r, 4, 32), num_warps=16,
+        K=k, T=up(k * k, 1, 1024), POOL_P=up(of.p, 8, 2 * _elements(of) // channels), POOL_C=channels,
+        BLOCK_P=places, BLOCK_C=up(of.c, 16, min(256, 2 * _elements(of) // places)), BLOCK_R=up(r, 4, 32),
+        num_warps=16,
     )  # fmt: skip
     none = [scratch.new_empty(0) for _ in range(5)]
     return Forward(out, none[0], none[1], none[2], none[3], none[4], scratch.new_empty(0, dtype=torch.int32))
