@@ -1,4 +1,4 @@
-"""What attention costs a ResNet-50, its tails fused, compiled or module by module, against the plain one; and the page.
+"""What attention costs a ResNet-50, tails fused, compiled or module by module, against the plain one; and the page.
 
 Each record is one run of ``ferattn bench``, whose command stands in it. A run takes one to two minutes on one core,
 the compiled ones more until their compiler's cache is warm.
