@@ -1,7 +1,8 @@
 """What attention costs a ResNet-50, tails fused, compiled or module by module, against the plain one; and the page.
 
-Each record is one run of ``ferattn bench``, whose command stands in it. A run takes one to two minutes on one core,
-the compiled ones more until their compiler's cache is warm.
+Each record is one run of ``ferattn bench``, whose command stands in it. One eager training run took under
+three minutes on a busy core with a warm compiler's cache, and more than three and a half without; ``--step``,
+``--repeats`` and ``--budget`` make it shorter.
 
     python benchmarks/tails_models.py eager --out benchmarks/results
     python benchmarks/tails_models.py compiled --out benchmarks/results
