@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ferattn.cli.output import require_writable, write_text
+from ferattn.cli.output import require_writable
+from ferattn.files import write_atomically
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -120,7 +121,7 @@ def bench(
 
     def save(record: Mapping[str, Any]) -> None:
         if json is not None:
-            write_text(json, dumps(record, indent=1) + "\n")
+            write_atomically(json, dumps(record, indent=1) + "\n")
 
     console = Console()
     watcher = _Live(console, suite, str(where), groups)
@@ -130,7 +131,7 @@ def bench(
         console.print(note)
     save(record)
     if markdown is not None:
-        write_text(markdown, report.as_markdown(record))
+        write_atomically(markdown, report.as_markdown(record))
     if plot is not None:
         report.plot(record, plot)
 

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ferattn.cli.output import require_writable, write_text
+from ferattn.cli.output import require_writable
+from ferattn.files import write_atomically
 
 __all__ = ["published"]
 
@@ -34,6 +35,6 @@ def published(
     for piece in as_text(tables):
         console.print(piece, highlight=False)
     if json is not None:
-        write_text(json, dumps(as_json(tables), indent=1) + "\n")
+        write_atomically(json, dumps(as_json(tables), indent=1) + "\n")
     if markdown is not None:
-        write_text(markdown, as_markdown(tables))
+        write_atomically(markdown, as_markdown(tables))
