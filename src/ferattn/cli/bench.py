@@ -81,7 +81,7 @@ def bench(
 
     for option, path in (("--json", json), ("--markdown", markdown), ("--plot", plot)):
         require_writable(option, path)
-    given = tuple(names or ())
+    given = tuple(dict.fromkeys(names or ()))  # what is asked for twice is measured once
     suite = given[0] if given and given[0] in suites.SUITES else "models"
     given = given[1:] if given and given[0] == suite else given
     if quick and (given or suite == "blocks"):
@@ -97,13 +97,13 @@ def bench(
         names=models.quick_names() if quick and suite == "models" else given,
         device=str(where),
         batch=8 if quick and batch is None else batch,
-        img_sizes=tuple(img_size) if img_size else None,
+        img_sizes=tuple(dict.fromkeys(img_size)) if img_size else None,
         in_chans=in_chans,
         dtype=dtype,
         compiled=compile,
         channels_last=channels_last,
         training=train,
-        against=tuple(against or ()),
+        against=tuple(dict.fromkeys(against or ())),
         quick=quick,
         warmup=warmup,
         repeats=repeats,

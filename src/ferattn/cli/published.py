@@ -29,11 +29,11 @@ def published(
 
     require_writable("--json", json)
     require_writable("--markdown", markdown)
-    console = Console()
+    console = Console(soft_wrap=True)
     with console.status("building the networks"):
         tables = published_tables()
-    for piece in as_text(tables):
-        console.print(piece, highlight=False)
+    for block in as_text(tables):
+        console.print(block, highlight=False, markup=False)
     if json is not None:
         write_atomically(json, dumps(as_json(tables), indent=1) + "\n")
     if markdown is not None:
