@@ -108,3 +108,13 @@ def test_a_new_classifier_follows_the_models_dtype_and_mode() -> None:
     assert model.get_classifier().weight.dtype == torch.float64
     assert not model.head.training
     assert model(torch.randn(1, 1, 48, 48, dtype=torch.float64)).shape == (1, 3)
+
+
+def test_pruning_takes_the_sites_away_that_it_cuts_off() -> None:
+    model = create_model("cnn_se")
+    sites = model.attention_sites
+    assert len(sites) == 3
+    model.prune_intermediate_layers([0, 1])
+    assert model.attention_sites == sites[:2]
+    model.prune_intermediate_layers([0])
+    assert model.attention_sites == sites[:1]

@@ -163,8 +163,8 @@ def test_weights_that_do_not_fit_are_refused(saved: dict[str, Path]) -> None:
         create_model("resnet18_se", True, stem_type="deep", pretrained_cfg_overlay={"file": str(saved["resnet18"])})
     with pytest.raises(WeightsMismatch, match="no weights for resnetv2_152"):
         create_model("resnetv2_152_se", pretrained=True)
-    with pytest.raises(WeightsMismatch, match="weights for cnn_se could not be loaded"):
-        create_model("cnn_se", pretrained=True)
+    with pytest.raises(WeightsMismatch, match="weights for cnn_eca_selu could not be loaded"):
+        create_model("cnn_eca_selu", pretrained=True)
 
 
 def test_tags_choose_the_weights() -> None:

@@ -22,6 +22,14 @@ def bench(*arguments: object) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
+def test_what_is_asked_for_twice_is_measured_once(tmp_path: Path) -> None:
+    record = tmp_path / "run.json"
+    words = ("resnet18", "resnet18", "--img-size", 32, "--img-size", 32, "--against", "timm", "--against", "timm")
+    assert bench(*words, *RUN, "--json", record)[0] == 0
+    rows = [(row["name"], row["library"], row["img_size"]) for row in json.loads(record.read_text())["rows"]]
+    assert rows == [("resnet18", "ferattn", 32), ("timm: resnet18", "timm", 32)]
+
+
 def test_a_run_writes_record_page_and_plot_and_goes_on(tmp_path: Path) -> None:
     record, page, plot = tmp_path / "run.json", tmp_path / "run.md", tmp_path / "run.svg"
     code, shown, _ = bench("resnet18_se", *RUN, "--json", record, "--markdown", page, "--plot", plot)

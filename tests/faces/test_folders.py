@@ -283,8 +283,69 @@ def test_nothing_to_crop(tmp_path):
 def test_nonsense_from_a_users_detector_names_the_picture(pictures, tmp_path):
     with pytest.raises(InvalidInput, match=r"\.(png|jpg|bmp): the detector"):
         crop_folder(pictures, tmp_path / "out", detector=lambda image: 5)
-    with pytest.raises(ZeroDivisionError):
-        crop_folder(pictures, tmp_path / "out2", detector=lambda image: 1 / 0)
+
+
+def test_a_detector_that_fails_on_one_picture_is_told_and_asked_again(pictures, tmp_path):
+    dark = np.asarray(Image.open(pictures / "sad/a.png"))
+
+    def shaky(image):
+        if np.array_equal(image[..., 0], dark):
+            raise RuntimeError("(-215:Assertion failed)  in function\n'resize'")
+        return middle(image)
+
+    def named(detector):
+        detector.name = "shaky"
+        return detector
+
+    out = tmp_path / "out"
+    summary = crop_folder(pictures, out, detector=named(shaky))
+    assert (summary.kept, dict(summary.dropped)) == (3, {"detector failed": 1})
+    assert report(out)["sad/a.png"]["detail"] == "RuntimeError: (-215:Assertion failed) in function 'resize'"
+    dark = np.zeros(0)
+    summary = crop_folder(pictures, out, detector=named(shaky))
+    assert (summary.kept, summary.resumed) == (4, 3)
+    with pytest.raises(MemoryError):
+        crop_folder(pictures, tmp_path / "out2", detector=lambda image: (_ for _ in ()).throw(MemoryError()))
+
+
+def test_two_runs_do_not_mix(pictures, tmp_path):
+    out, refused = tmp_path / "out", []
+
+    def greedy(image):
+        if not refused:
+            try:
+                crop_folder(pictures, out, detector=greedy)
+            except InvalidOption as error:
+                refused.append(str(error))
+        return middle(image)
+
+    assert crop_folder(pictures, out, detector=greedy, workers=1).kept == 4
+    assert "another run is writing to the output" in refused[0]
+    assert crop_folder(pictures, out, detector=greedy).resumed == 4
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_ckplus_stays_ckplus(tmp_path, packed):
+    """The labels of CK+'s original layout are files of their own; without them the crops could not be read."""
+    from data import trees
+    from ferattn.data import open_dataset
+
+    root = trees.ck_original_tree(tmp_path / "ck")
+    (root / "readme.txt").write_text("x")
+    source = trees.zipped(root, tmp_path / "ck.zip") if packed else root
+    summary = crop_folder(source, tmp_path / "out", detector="none", size=48)
+    assert (summary.copied, dict(summary.dropped)) == (2, {"not a picture": 1})
+    before, after = open_dataset(source), open_dataset(tmp_path / "out")
+    assert (after.name, after.ids, after.classes, after.subjects) == (
+        "CK+",
+        before.ids,
+        before.classes,
+        before.subjects,
+    )
+    assert after.labels.tolist() == before.labels.tolist()
+    assert after.read(0).shape == (1, 48, 48)
+    again = crop_folder(source, tmp_path / "out", detector="none", size=48)
+    assert (again.copied, again.kept) == (2, 18)
 
 
 def test_best_needs_scores(pictures, tmp_path):

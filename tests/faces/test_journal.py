@@ -1,13 +1,12 @@
 import csv
 import os
-import stat
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ferattn.errors import InvalidOption
-from ferattn.faces.journal import REPORT, SETTINGS, Journal, Row, claim, write_atomically
+from ferattn.faces.journal import REPORT, SETTINGS, Journal, Row, alone, claim
 
 ROWS = [
     Row('b, "quoted"\nname.png', "b.png", "kept", stamp="2-2"),
@@ -67,10 +66,16 @@ def test_adding_before_starting_is_a_mistake(tmp_path):
 def test_a_folder_is_claimed_once(tmp_path):
     out = tmp_path / "a/out"
     claim(out, {"size": 80})
-    left = out / ".x.tmp-ferattn"
+    left = out / ".x.part"
     left.write_bytes(b"of a killed run")
     claim(out, {"size": 80})
+    assert left.exists()  # perhaps of a run that goes on
+    with alone(out), pytest.raises(InvalidOption, match="another run is writing"), alone(out):
+        pass
     assert not left.exists()
+    assert sorted(os.listdir(out)) == [SETTINGS]
+    with alone(out):  # free again
+        claim(out, {"size": 80})
     with pytest.raises(InvalidOption, match="size: 80, now 64"):
         claim(out, {"size": 64})
     (out / SETTINGS).write_text("{")
@@ -87,24 +92,3 @@ def test_other_peoples_folders_are_left_alone(tmp_path):
     with pytest.raises(InvalidOption, match="cannot write to the output"):
         claim(tmp_path / "mine.txt/below", {})
     assert os.listdir(tmp_path) == ["mine.txt"]
-
-
-def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
-    path = tmp_path / "a"
-    write_atomically(path, b"first")
-    assert stat.S_IMODE(path.stat().st_mode) & 0o444 == 0o444 & ~_umask()
-
-    def fail(*args):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, b"second")
-    assert os.listdir(tmp_path) == ["a"]
-    assert path.read_bytes() == b"first"
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -144,7 +144,15 @@ def test_the_page_and_the_results_are_what_the_code_makes(tables: Mapping[str, S
 
 
 def test_text_has_a_table_for_each_table(tables: Mapping[str, Sequence[Row]]) -> None:
-    assert sum(not isinstance(piece, str) for piece in as_text(tables)) == 5
+    blocks = as_text(tables)
+    assert [block.partition(":")[0] for block in blocks] == [f"Table {number}" for number in (2, 3, 4, 5, 7)]
+    text = "\n".join(blocks)
+    assert max(map(len, text.splitlines())) <= 80
+    for rows in tables.values():
+        for row in rows:
+            assert f"{row.reconstructed:,}" in text
+            assert all(f"{part} {number:+,}" in " ".join(text.split()) for part, number in row.difference.items())
+            assert " ".join((row.note or "").split()) in " ".join(text.split())
 
 
 def test_command(tmp_path: Path) -> None:

@@ -196,24 +196,43 @@ SETTINGS = {
 }
 
 
+def _model() -> nn.Module:
+    return faces.network(norm=True, dropout=0.3)
+
+
+@pytest.fixture(scope="module")
+def whole_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], RunFolder]:
+    """A run that nothing interrupted, for each of the settings: made once, for every way of interrupting one."""
+    made: dict[str, RunFolder] = {}
+
+    def whole(settings: str) -> RunFolder:
+        if settings not in made:
+            out = tmp_path_factory.mktemp(settings)
+            made[settings] = run(out / "whole", model=_model(), **{"epochs": 4} | SETTINGS[settings])
+        return made[settings]
+
+    return whole
+
+
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize(("name", "count"), [("best.ckpt", 1), ("last.ckpt", 2), ("metrics.csv", 3)])
 def test_an_interrupted_run_ends_in_the_same_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: str, name: str, count: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole_runs: Callable[[str], RunFolder],
+    settings: str,
+    name: str,
+    count: int,
 ) -> None:
     changes = {"epochs": 4} | SETTINGS[settings]
-
-    def model() -> nn.Module:
-        return faces.network(norm=True, dropout=0.3)
-
-    whole = run(tmp_path / "whole", model=model(), **changes)
+    whole = whole_runs(settings)
     with monkeypatch.context() as patch:
         _interrupt(patch, name, count)
         try:
-            run(tmp_path / "cut", model=model(), **changes)
+            run(tmp_path / "cut", model=_model(), **changes)
         except _Killed:
             assert not RunFolder(tmp_path / "cut").finished
-    resumed = run(tmp_path / "cut", model=model(), **changes)
+    resumed = run(tmp_path / "cut", model=_model(), **changes)
     assert same(whole, resumed)
     first, second = ([row | {"seconds": 0.0} for row in rows_of(folder)] for folder in (whole, resumed))
     assert first == second

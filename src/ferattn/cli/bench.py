@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ferattn.cli.output import require_writable, write_text
+from ferattn.cli.output import require_writable
+from ferattn.files import write_atomically
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,7 +81,7 @@ def bench(
 
     for option, path in (("--json", json), ("--markdown", markdown), ("--plot", plot)):
         require_writable(option, path)
-    given = tuple(names or ())
+    given = tuple(dict.fromkeys(names or ()))  # what is asked for twice is measured once
     suite = given[0] if given and given[0] in suites.SUITES else "models"
     given = given[1:] if given and given[0] == suite else given
     if quick and (given or suite == "blocks"):
@@ -96,13 +97,13 @@ def bench(
         names=models.quick_names() if quick and suite == "models" else given,
         device=str(where),
         batch=8 if quick and batch is None else batch,
-        img_sizes=tuple(img_size) if img_size else None,
+        img_sizes=tuple(dict.fromkeys(img_size)) if img_size else None,
         in_chans=in_chans,
         dtype=dtype,
         compiled=compile,
         channels_last=channels_last,
         training=train,
-        against=tuple(against or ()),
+        against=tuple(dict.fromkeys(against or ())),
         quick=quick,
         warmup=warmup,
         repeats=repeats,
@@ -120,7 +121,7 @@ def bench(
 
     def save(record: Mapping[str, Any]) -> None:
         if json is not None:
-            write_text(json, dumps(record, indent=1) + "\n")
+            write_atomically(json, dumps(record, indent=1) + "\n")
 
     console = Console()
     watcher = _Live(console, suite, str(where), groups)
@@ -130,7 +131,7 @@ def bench(
         console.print(note)
     save(record)
     if markdown is not None:
-        write_text(markdown, report.as_markdown(record))
+        write_atomically(markdown, report.as_markdown(record))
     if plot is not None:
         report.plot(record, plot)
 

@@ -131,6 +131,8 @@ def _print_summary(console: Any, summary: Any) -> None:
 
     table = Table("files", "number")
     table.add_row("kept", str(summary.kept))
+    if summary.copied:
+        table.add_row("copied: labels", str(summary.copied))
     for reason, number in sorted(summary.dropped.items()):
         table.add_row(f"dropped: {reason}", str(number))
     console.print(table)

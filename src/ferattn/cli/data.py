@@ -46,7 +46,7 @@ def _console() -> Console:
 def _write_json(path: Path | None, content: dict[str, Any]) -> None:
     import json
 
-    from ferattn.data.atomic import write_atomically
+    from ferattn.files import write_atomically
 
     if path is not None:
         write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())

@@ -219,7 +219,7 @@ def write_json(path: Path | None, content: dict[str, Any]) -> None:
     """Write a JSON file where one was asked for."""
     import json
 
-    from ferattn.data.atomic import write_atomically
+    from ferattn.files import write_atomically
 
     if path is not None:
         write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ferattn.cli.output import require_writable, write_text
+from ferattn.cli.output import require_writable
+from ferattn.files import write_atomically
 
 __all__ = ["published"]
 
@@ -28,12 +29,12 @@ def published(
 
     require_writable("--json", json)
     require_writable("--markdown", markdown)
-    console = Console()
+    console = Console(soft_wrap=True)
     with console.status("building the networks"):
         tables = published_tables()
-    for piece in as_text(tables):
-        console.print(piece, highlight=False)
+    for block in as_text(tables):
+        console.print(block, highlight=False, markup=False)
     if json is not None:
-        write_text(json, dumps(as_json(tables), indent=1) + "\n")
+        write_atomically(json, dumps(as_json(tables), indent=1) + "\n")
     if markdown is not None:
-        write_text(markdown, as_markdown(tables))
+        write_atomically(markdown, as_markdown(tables))

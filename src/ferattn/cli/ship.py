@@ -57,6 +57,7 @@ def ship(
         seed=config["split_seed"],
         fold=config["fold"],
         limit=config["limit"],
+        subset_seed=config["seed"],
     )
     saved = finished.predictions(parts.test_on)
     before = _predict(network, transform, parts.test, parts.label, "none", batch_size)

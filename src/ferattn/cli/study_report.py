@@ -35,7 +35,7 @@ def write_report(
         failed: What went wrong, a line for each run.
         missing: Names of the runs that have not finished.
     """
-    from ferattn.data.atomic import write_atomically
+    from ferattn.files import write_atomically
 
     found, cost = summaries(finished, plan), costs(finished)
     write_atomically(out / "table.csv", _table(finished, cost).encode())

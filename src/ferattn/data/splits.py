@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ferattn.data.atomic import write_atomically
 from ferattn.data.dataset import FaceDataset, part_table
 from ferattn.data.groups import stratified_groups
 from ferattn.data.keyed import check_seed
 from ferattn.errors import InvalidInput, InvalidOption, choose
+from ferattn.files import write_atomically
 
 __all__ = [
     "SPLITS",

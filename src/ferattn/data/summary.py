@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ferattn.data.atomic import write_atomically
 from ferattn.data.cache import CachedDataset, cache
 from ferattn.data.dataset import FaceDataset
 from ferattn.errors import InvalidInput, InvalidOption
+from ferattn.files import write_atomically
 
 __all__ = ["contact_sheet", "mean_and_std", "summarize"]
 

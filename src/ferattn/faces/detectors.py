@@ -199,7 +199,7 @@ def detect(
     Args:
         image: A path, the bytes of a file, a PIL picture, an array or a tensor; see ``read_picture``.
         detector: A name of ``DETECTORS``, a detector from ``make_detector``, or a function. A name builds the
-            detector anew each time.
+            detector anew each time, its weights included: for several pictures make one first, and give that.
         channels: ``"rgb"`` or ``"bgr"`` for a colour array.
 
     Returns:

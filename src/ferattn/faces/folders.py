@@ -1,14 +1,14 @@
 """A folder or zip of pictures in, a folder of face crops out.
 
-The folders below the input are kept, so class folders stay class folders. Every file of the input has a line
-in ``crop_report.csv``: kept or dropped, and why. A run can be killed at any moment and taken up by the same
-call.
+The folders below the input are kept, so class folders stay class folders, and CK+'s files with labels are copied.
+Every file of the input has a line in ``crop_report.csv``: kept or dropped, and why. A run can be killed at any moment
+and taken up by the same call; two at once are refused.
 """
 
 from __future__ import annotations
 
-import io
 import os
+import re
 import sys
 import threading
 import time
@@ -24,19 +24,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ferattn.errors import FerattnError, InvalidInput, InvalidOption, MissingDependency, choose
+from ferattn.errors import FerattnError, InvalidInput, InvalidOption, choose
 from ferattn.faces.crops import Color, Padding, check_crop_options, crop
 from ferattn.faces.detectors import SEVERAL, Several, best_available, make_detector, pick
 from ferattn.faces.face import Detector, Face
 from ferattn.faces.illumination import ILLUMINATION, illuminate
-from ferattn.faces.journal import Journal, Row, claim, write_atomically
-from ferattn.faces.pictures import read_picture
-from ferattn.faces.sources import FolderSource, Item, Source, open_source
+from ferattn.faces.journal import Journal, Row, alone, claim
+from ferattn.faces.pictures import png_bytes, read_picture
+from ferattn.faces.sources import FolderSource, Item, Source, keep_apart, open_source
+from ferattn.files import write_atomically
 
 __all__ = ["CropSummary", "NoFace", "crop_folder"]
 
 NoFace = Literal["drop", "whole"]
 _NO_FACE = {"drop": False, "whole": True}  # keep the picture?
+_FAILED = "detector failed"
+_LABELS = re.compile(r".*_emotion\.txt", re.IGNORECASE)
+"""Files that are no pictures, and without which the pictures have no labels: CK+'s."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class CropSummary:
     Args:
         detector: Name of the detector.
         kept: Pictures with a crop, those of earlier runs included.
+        copied: Files with labels that were taken over as they are.
         dropped: Number of files without a crop, by reason.
         with_face: Pictures in which at least one face was found.
         readable: Pictures that were looked at.
@@ -56,6 +61,7 @@ class CropSummary:
 
     detector: str
     kept: int
+    copied: int
     dropped: Mapping[str, int]
     with_face: int
     readable: int
@@ -85,7 +91,13 @@ class _Cutter:
             image = read_picture(self.source.read(item.name))
         except InvalidInput as error:
             return Row(item.name, reason="unreadable", detail=str(error), stamp=item.stamp)
-        faces = detector(image)
+        try:
+            faces = detector(image)
+        except (FerattnError, MemoryError):
+            raise  # an impossible option, or nothing that the next picture would not meet too
+        except Exception as error:
+            told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            return Row(item.name, reason=_FAILED, detail=told, stamp=item.stamp)
         face, reason = pick(faces, self.several), ""
         if face is None and faces:
             return Row(item.name, reason="several faces", faces=str(len(faces)), stamp=item.stamp)
@@ -96,7 +108,7 @@ class _Cutter:
             face, reason = Face((0, 0, image.shape[1], image.shape[0])), "whole picture"
         options = {**self.crop_options, **({"margin": 0.0} if reason else {})}
         cut = illuminate(crop(image, face, channels="rgb", **options), self.illumination)
-        write_atomically(self._target(output), _png(cut))
+        write_atomically(self._target(output), png_bytes(cut), durable=False)
         score = "" if face.score is None else f"{face.score:.4f}"
         x, y, width, height = (f"{value:.2f}" for value in face.box)
         return Row(
@@ -112,6 +124,15 @@ class _Cutter:
             height=height,
             stamp=item.stamp,
         )
+
+    def copy(self, item: Item) -> Row:
+        """Take over a file with labels as it is."""
+        try:
+            content = self.source.read(item.name)
+        except InvalidInput as error:
+            return Row(item.name, reason="unreadable", detail=str(error))
+        write_atomically(self._target(item.name), content, durable=False)
+        return Row(item.name, item.name, "copied", "labels")
 
     def _target(self, output: str) -> Path:
         target = self.folder / output
@@ -172,7 +193,7 @@ def crop_folder(
     steps = tuple(illumination)
     _check_options(size, margin, color, padding, steps, several, no_face, workers)
     root, folder = Path(source), Path(destination)
-    _keep_apart(root, folder)
+    keep_apart(root, folder)
     crop_options = {
         "size": size,
         "margin": margin,
@@ -199,19 +220,22 @@ def crop_folder(
             "several": several,
         }
         claim(folder, settings)
-        journal = Journal(folder)
-        outputs = _outputs(items)
-        todo = [item for item in items if not _is_done(item, outputs, journal, folder)]
-        cutter = _Cutter(opened, folder, crop_options, steps, several, _NO_FACE[no_face])
-        if on_start is not None:
-            on_start(repr(first), len(todo))
-        build = _one_each(first, detector, detector_options or {})
-        _run(cutter, todo, outputs, build, journal, workers or os.cpu_count() or 1, on_done)
-    report = journal.finish({item.name for item in items})
+        with alone(folder):
+            claim(folder, settings)  # again: another run may have been quicker
+            journal = Journal(folder)
+            outputs = _outputs(items)
+            todo = [item for item in items if not _is_done(item, outputs, journal, folder)]
+            cutter = _Cutter(opened, folder, crop_options, steps, several, _NO_FACE[no_face])
+            if on_start is not None:
+                on_start(repr(first), len(todo))
+            build = _one_each(first, detector, detector_options or {})
+            _run(cutter, todo, outputs, build, journal, workers or os.cpu_count() or 1, on_done)
+            report = journal.finish({item.name for item in items})
     rows = [journal.rows[item.name] for item in items]
     return CropSummary(
         detector=first.name,
         kept=sum(row.status == "kept" for row in rows),
+        copied=sum(row.status == "copied" for row in rows),
         dropped=Counter(row.reason for row in rows if row.status == "dropped"),
         with_face=sum(row.faces not in ("", "0") for row in rows),
         readable=sum(row.faces != "" for row in rows),
@@ -242,14 +266,6 @@ def _check_options(
         raise InvalidOption(f"workers is at least 1; got {workers}")
 
 
-def _keep_apart(root: Path, folder: Path) -> None:
-    source, output = root.resolve(), folder.resolve()
-    if output == source or output.is_relative_to(source):
-        raise InvalidOption(f"the output {str(folder)!r} lies inside the input {str(root)!r}; give another one")
-    if source.is_relative_to(output):
-        raise InvalidOption(f"the input {str(root)!r} lies inside the output {str(folder)!r}; give another one")
-
-
 def _outputs(items: Iterable[Item]) -> dict[str, str]:
     """The crop's name of each usable item: its own with .png, or with .png added where two would clash."""
     usable = [item.name for item in items if not item.problem]
@@ -271,6 +287,8 @@ def _outputs(items: Iterable[Item]) -> dict[str, str]:
 def _is_done(item: Item, outputs: Mapping[str, str], journal: Journal, folder: Path) -> bool:
     row = journal.rows.get(item.name)
     if row is None or item.problem or row.stamp != item.stamp:
+        return False
+    if row.reason == _FAILED:  # perhaps not again
         return False
     return row.status == "dropped" or (row.output == outputs[item.name] and (folder / row.output).is_file())
 
@@ -318,6 +336,8 @@ def _run(
     own = threading.local()
 
     def one(item: Item) -> Row:
+        if item.problem == "not a picture" and item.detail.startswith("suffix") and _LABELS.fullmatch(item.name):
+            return cutter.copy(item)
         if item.problem:
             return Row(item.name, reason=item.problem, detail=item.detail)
         if not hasattr(own, "detector"):
@@ -346,7 +366,7 @@ def _work(
             row = future.result()
             journal.add(row)
             if on_done is not None:
-                on_done("kept" if row.status == "kept" else row.reason)
+                on_done(row.reason if row.status == "dropped" else row.status)
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
         journal.close()
@@ -370,13 +390,3 @@ def _one_thread_each() -> Iterator[None]:
         torch.set_num_threads(before)
         if cv2 is not None:
             cv2.setNumThreads(opencv_before)
-
-
-def _png(image: NDArray[np.uint8]) -> bytes:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise MissingDependency('writing crops needs Pillow: pip install "ferattn[faces]"') from error
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG")
-    return buffer.getvalue()

@@ -10,20 +10,21 @@ import csv
 import io
 import json
 import os
-import tempfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import TextIO
 
 from ferattn.errors import InvalidOption
+from ferattn.files import TEMPORARY, lock_file, write_atomically
 
-__all__ = ["REPORT", "SETTINGS", "Journal", "Row", "claim", "write_atomically"]
+__all__ = ["REPORT", "SETTINGS", "Journal", "Row", "alone", "claim"]
 
 REPORT = "crop_report.csv"
 SETTINGS = "crop_settings.json"
 _PARTIAL = "crop_report.partial.csv"
-_TEMPORARY = ".tmp-ferattn"
+_LOCK = ".crop.lock"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Row:
     Args:
         source: Path of the picture within the input.
         output: Path of its crop within the output; empty if it was dropped.
-        status: ``kept`` or ``dropped``.
+        status: ``kept``, ``dropped``, or ``copied`` for a file with labels.
         reason: Why it was dropped, or ``whole picture`` where one was kept without a face.
         detail: More about the reason.
         faces: How many faces were found; empty if none was looked for.
@@ -146,10 +147,8 @@ def claim(folder: Path, settings: Mapping[str, object]) -> None:
                 f"the output {str(folder)!r} was made with other settings ({changes}). "
                 "Give another output folder, or the same settings to go on"
             )
-        for left in folder.rglob(f"*{_TEMPORARY}"):  # of a run that was killed
-            left.unlink(missing_ok=True)
         return
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(entry.name != _LOCK for entry in folder.iterdir()):
         raise InvalidOption(
             f"the output {str(folder)!r} holds files that no crop run made; give an empty or a new folder"
         )
@@ -160,19 +159,37 @@ def claim(folder: Path, settings: Mapping[str, object]) -> None:
         raise InvalidOption(f"cannot write to the output {str(folder)!r}: {error.strerror}") from error
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there as a whole or not at all."""
-    handle, temporary = tempfile.mkstemp(prefix=".", suffix=_TEMPORARY, dir=path.parent)
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Be the only run that writes to ``folder``; what a killed run left unfinished is cleared away.
+
+    The lock is the operating system's and goes with the process that holds it, however that ends.
+
+    Raises:
+        InvalidOption: If another run has it.
+    """
+    path = folder / _LOCK
+    while True:
+        file = path.open("a")
+        try:
+            lock_file(file.fileno())
+        except OSError as error:
+            file.close()
+            raise InvalidOption(f"another run is writing to the output {str(folder)!r}; wait for its end") from error
+        try:
+            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+                break
+        except FileNotFoundError:
+            pass
+        file.close()  # the file was deleted by a run that ended just now: it locks nothing any more
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        for left in folder.rglob(f".*{TEMPORARY}"):
+            left.unlink(missing_ok=True)
+        yield
+    finally:
+        with suppress(OSError):  # Windows deletes no open file
+            path.unlink()
+        file.close()
 
 
 def _line(values: Iterable[str]) -> str:

@@ -28,7 +28,7 @@ from ferattn.errors import InvalidInput, InvalidOption, MissingDependency, Unkno
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Channels", "Picture", "read_picture", "to_gray"]
+__all__ = ["Channels", "Picture", "png_bytes", "read_picture", "to_gray"]
 
 Channels = Literal["rgb", "bgr"]
 Picture = Union[str, "os.PathLike[str]", bytes, "Image.Image", NDArray[Any], torch.Tensor]
@@ -191,3 +191,14 @@ def _pixels(image: Image.Image, name: str) -> NDArray[np.uint8]:
         rgba = np.asarray(straight.convert("RGBA"))
         return _over_white(rgba[..., :3], rgba[..., 3:])
     return np.array(image.convert("RGB"))
+
+
+def png_bytes(image: NDArray[np.uint8]) -> bytes:
+    """A picture, (h, w) or (h, w, 3), as the content of a PNG file."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingDependency('writing crops needs Pillow: pip install "ferattn[faces]"') from error
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from ferattn.errors import InvalidInput
+from ferattn.errors import InvalidInput, InvalidOption
 
-__all__ = ["FolderSource", "Item", "Source", "ZipSource", "open_source"]
+__all__ = ["FolderSource", "Item", "Source", "ZipSource", "keep_apart", "open_source"]
 
 _SUFFIX = re.compile(r"\.(bmp|gif|jp2|jpe|jpe?g|p[bgnp]m|png|tga|tiff?|webp)", re.IGNORECASE)
 _MAX_BYTES = 512 * 2**20  # of one member of a zip, unpacked: a bomb is reported, not unpacked
@@ -188,3 +188,16 @@ class ZipSource:
         if len(data) > _MAX_BYTES:
             raise InvalidInput(f"{name!r} unpacks to more than {_MAX_BYTES} bytes")
         return data
+
+
+def keep_apart(root: Path, folder: Path) -> None:
+    """Refuse an output inside the input, and an input inside the output.
+
+    Raises:
+        InvalidOption: If one lies in the other.
+    """
+    source, output = root.resolve(), folder.resolve()
+    if output == source or output.is_relative_to(source):
+        raise InvalidOption(f"the output {str(folder)!r} lies inside the input {str(root)!r}; give another one")
+    if source.is_relative_to(output):
+        raise InvalidOption(f"the input {str(root)!r} lies inside the output {str(folder)!r}; give another one")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from rich.table import Table
 
 from ferattn.published.tables import Row
 
@@ -32,7 +31,8 @@ name is split into parts, read off both networks:
     rebuilt = ferattn + the sum of the parts
 
 "=" in the fourth column says that the rebuilt count, rounded, is the printed one; "cut" that the printed one is cut
-off after two decimals; "≠" that it is neither. Nothing on this page is typed in but the column "published".
+off after two decimals; "≠" that it is neither. The counts and the parts of each difference are computed; the column
+"published" is the paper's, and the rules at the end and the remarks under the tables are ours.
 
 `ferattn published` prints these tables, `ferattn published --json FILE` writes them for machines, and
 `python benchmarks/published.py` makes this page.
@@ -95,19 +95,25 @@ def as_markdown(tables: Mapping[str, Sequence[Row]]) -> str:
     return "\n".join([*pieces, RULES])
 
 
-def as_text(tables: Mapping[str, Sequence[Row]]) -> list[Table | str]:
-    """Tables for a rich console, each followed by its oddities."""
-    pieces: list[Table | str] = []
+def as_text(tables: Mapping[str, Sequence[Row]]) -> list[str]:
+    """For a terminal of 80 columns: a block of lines for each table, with the parts of a difference below its row."""
+    blocks = []
     for table in sorted(tables):
-        rows = tables[table]
-        drawn = Table(*COLUMNS, title=TITLES[table], title_justify="left", caption=_summary(rows))
-        for column in drawn.columns[1:5]:
-            column.justify = "right"
-        for row in rows:
-            drawn.add_row(*_cells(row))
-        pieces.append(drawn)
-        pieces += [f"  {_name(row)}: {row.note}" for row in rows if row.note]
-    return pieces
+        lines = [TITLES[table], _line(COLUMNS[:-1])]
+        for row in tables[table]:
+            *numbers, parts = _cells(row)
+            lines.append(_line(numbers))
+            lines += (
+                [] if parts == "none" else textwrap.wrap(parts, 80, initial_indent="    ", subsequent_indent="    ")
+            )
+            lines += textwrap.wrap(row.note or "", 80, initial_indent="    ! ", subsequent_indent="      ")
+        blocks.append("\n".join([*lines, _summary(tables[table]), ""]))
+    return blocks
+
+
+def _line(cells: Sequence[str]) -> str:
+    name, published, rebuilt, sign, ours = cells
+    return f"{name:<28}{published:>13}{rebuilt:>13}  {sign:<3}{ours:>13}"
 
 
 def _name(row: Row) -> str:

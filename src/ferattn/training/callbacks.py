@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from ferattn.data.atomic import write_atomically
+from ferattn.files import write_atomically
 from ferattn.training.recipe import Recipe
 
 __all__ = ["AtomicCheckpoints", "History", "MovingAverage", "Plateau"]

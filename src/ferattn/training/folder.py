@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from ferattn.data import AUGMENTATIONS, ZCA, BatchTransform, Standardize
-from ferattn.data.atomic import write_atomically
 from ferattn.errors import InvalidInput, InvalidOption, WeightsMismatch
+from ferattn.files import write_atomically
 from ferattn.training.predictions import Predictions
 
 __all__ = ["RunFolder", "differences"]

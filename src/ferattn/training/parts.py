@@ -62,8 +62,10 @@ def make_parts(
 
     Raises:
         InvalidOption: If the division has no such fold or lacks a part.
-        InvalidInput: If a class has no training images.
+        InvalidInput: If a class has no training images, or there is only one.
     """
+    if len(dataset.classes) < 2:
+        raise InvalidInput(f"{dataset.name}: images of {', '.join(dataset.classes)} only; two classes at least.")
     splits = make_splits(recipe.split, dataset, seed)
     parts = splits.apply(dataset, fold)
     honest = splits.honest and recipe.select_on != recipe.test_on

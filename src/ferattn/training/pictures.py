@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ferattn.data.atomic import write_atomically
 from ferattn.errors import MissingDependency
+from ferattn.files import write_atomically
 
 __all__ = ["draw_confusion", "draw_curves", "figure_of", "save_figure"]
 

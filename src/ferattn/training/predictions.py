@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ferattn.data import BatchTransform, FaceDataset, make_loader, views
-from ferattn.data.atomic import write_atomically
 from ferattn.errors import InvalidInput
+from ferattn.files import write_atomically
 
 __all__ = ["Predictions", "pool", "predict"]
 

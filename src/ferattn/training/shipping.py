@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ferattn.data.atomic import write_atomically
 from ferattn.errors import InvalidInput, InvalidOption, WeightsMismatch
+from ferattn.files import write_atomically
 from ferattn.training.predictions import Predictions
 
 __all__ = ["Rounding", "compare_rounded", "halve", "read_curves", "write_shipment"]
