@@ -34,7 +34,7 @@ from ferattn.cli.train import build_model
 from ferattn.cli.workers import gpus
 from ferattn.data import open_dataset
 from ferattn.errors import FerattnError, InvalidInput
-from ferattn.training import Recipe, RunFolder, evaluate, make_parts, predict, store
+from ferattn.training import Recipe, RunFolder, evaluate, make_parts, predict
 
 STUDIES = Path(__file__).parent / "studies"
 LARGEST = 15_500_000  # bytes of one file in --out
@@ -157,7 +157,9 @@ class Study:
         epochs = dict.fromkeys(self.plans, self.options.epochs)
         if not self.options.epochs:
             trial = {name: self._trial(plan) for name, plan in self.plans.items()}
-            self._side_by_side(trial, self.begun + 60 * self.options.minutes * 0.4, "trial")
+            share = 1.0 if self.options.smoke else 0.4  # of the time
+            failed = self._side_by_side(trial, self.begun + 60 * self.options.minutes * share, "trial")
+            self.said += [f"trial of {name}: {line}" for name, lines in failed.items() for line in lines]
             left = self.end - time.monotonic()
             epochs = {name: self._affordable(name, trial[name], left) for name in self.plans}
         if self.options.smoke:
@@ -180,7 +182,7 @@ class Study:
                     seconds.append(float(rows[-1]["seconds"]) / SHARE)
                     before.append(run.results["seconds_of_last_call"] - sum(float(row["seconds"]) for row in rows))
         if not seconds:
-            raise InvalidInput(f"{name}: no trial run has finished; more minutes, or --epochs, are needed.")
+            raise InvalidInput(f"{name}: no trial run has finished in time. {' '.join(self.said)}")
         plan = self.plans[name]
         runs = len(plan.cells) * (len(plan.seeds) if len(plan.cells) == 1 else self.part.seeds)
         rounds = max(1.0, runs / self.workers[name])
@@ -244,7 +246,7 @@ class Study:
                 config = run.config
                 recipe = Recipe().changed(config["recipe"])
                 if not images:
-                    dataset = store(open_dataset(self.options.data, None), recipe.size, recipe.channels)
+                    dataset = open_dataset(self.options.data, None)
                     parts = make_parts(dataset, recipe, limit=config["limit"])
                     images = {"test": parts.test, "label": parts.label}
                 model = build_model(cell.model, recipe, classes=len(config["data"]["classes"]), pretrained=False)
