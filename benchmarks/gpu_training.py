@@ -40,6 +40,7 @@ STUDIES = Path(__file__).parent / "studies"
 LARGEST = 15_500_000  # bytes of one file in --out
 TESTED = ("dataset", "images", "accuracy", "accuracy_interval", "macro_f1", "nll", "ece", "confusion_matrix")
 OF_A_RUN = ("validation_accuracy", "best_epoch", "epochs", "seconds", "honest")
+AFTER = 8.0  # seconds that a run takes for its test, intervals and pictures
 SHARE = 0.25  # of the training images, in trials
 ENOUGH = 32 * 2**30  # bytes of free memory that make it the place for the runs' checkpoints
 MOST = 8  # files in --out
@@ -113,7 +114,8 @@ class Study:
 
     def __init__(self, options: argparse.Namespace, part: Part, chosen: list[int], begun: float, work: Path) -> None:
         self.options, self.part, self.work = options, part, work
-        self.end = begun + 60 * options.minutes - RESERVE * (0 if options.smoke else 1)
+        reserve = 0.0 if options.smoke else RESERVE * (1.5 if part.views else 1.0)
+        self.end = begun + 60 * options.minutes - reserve
         self.begun, self.said = begun, list[str]()
         self.plans: dict[str, Grid] = {}
         self.workers: dict[str, int] = {}
@@ -187,9 +189,11 @@ class Study:
         runs = len(plan.cells) * (len(plan.seeds) if len(plan.cells) == 1 else self.part.seeds)
         rounds = max(1.0, runs / self.workers[name])
         ready = 25.0  # to start Python and read the images
-        epoch, rest = float(np.mean(seconds)), float(np.mean(before))
+        epoch, rest = float(np.mean(seconds)), float(np.mean(before)) + AFTER
         longest = max(seconds) / epoch if rounds > 1 else 1.0
-        found = (0.85 * (left - ready) / rounds - rest) / epoch / (1 + 0.3 * (longest - 1) / rounds)
+        # A run that is not over in time is lost; with several rounds it is one of many.
+        share = 0.75 if rounds == 1 else 0.85
+        found = (share * (left - ready) / rounds - rest) / epoch / (1 + 0.3 * (longest - 1) / rounds)
         self.epochs[name] = {"seconds_each": epoch, "seconds_beside": rest, "runs": runs, "fitted": found}
         return int(min(self.part.most, max(3, found)))
 

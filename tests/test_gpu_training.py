@@ -67,8 +67,8 @@ def test_epochs_are_fitted_to_the_time(script: Any, tmp_path: Path) -> None:
     few, many = (study._affordable("relu_elu", trial, left) for left in (200.0, 400.0))
     rounds = 40 / 16
     assert 3 <= few < many
-    assert rounds * (4 * many + 10) + 25 < 400  # four seconds an epoch, ten beside
-    assert rounds * (4 * (many + 5) + 10) + 25 > 0.8 * 400
+    assert rounds * (4 * many + 18) + 25 < 400  # four seconds an epoch, ten before and eight after
+    assert rounds * (4 * (many + 5) + 18) + 25 > 0.8 * 400
     assert study._affordable("relu_elu", trial, 1e9) == part.most
     assert study._affordable("relu_elu", trial, 30.0) == 3
 
