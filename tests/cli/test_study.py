@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -284,11 +283,10 @@ def test_time_runs_out_and_the_rest_is_reported(tmp_path: Path, monkeypatch: pyt
     path.write_text(GRID.replace("epochs = 1", "epochs = 100000").replace("[0, 3]", "[0, 1, 2, 3, 4, 5, 6, 7]"))
     start = time.monotonic()
     result = CliRunner().invoke(app, ["study", str(path), "--out", str(out), "--minutes", "0.5"])
-    assert time.monotonic() - start < 60
+    assert 25 < time.monotonic() - start < 90
     assert result.exit_code == 2
     assert "no run has finished" in result.output
-    assert len(list((out / "runs").iterdir())) == 1
-    assert json.loads((out / "runs" / "cnn-seed0" / "config.json").read_text())["seed"] == 0
+    assert {path.name for path in out.glob("runs/*")} <= {"cnn-seed0"}
 
 
 def test_cells_differ_in_one_thing() -> None:

@@ -98,6 +98,14 @@ def test_a_run_with_a_small_stem_and_norms_is_rebuilt(images: Path, tmp_path: Pa
         assert json.loads(report.read_text())["accuracy"] == RunFolder(out).results["test"]["accuracy"]
 
 
+def test_checkpoints_can_be_left_out(images: Path, tmp_path: Path) -> None:
+    options = ("--recipe", "luo2023", "--model", "cnn", "--data", images, "--out", tmp_path / "run")
+    assert run("train", *options, "--no-checkpoints", *FAST).startswith("0")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert (tmp_path / "run" / "model.safetensors").exists()
+    assert run("train", *options, "--no-checkpoints", *FAST).startswith("0")  # finished: only prints
+
+
 def test_going_on_with_another_config_is_refused(images: Path, trained: Path) -> None:
     options = ("--recipe", "luo2023", "--model", "cnn_se", "--data", images, "--out", trained)
     said = run("train", *options, "--set", "lr=0.5", *FAST)

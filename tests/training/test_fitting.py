@@ -161,6 +161,45 @@ def test_the_machine_changes_the_numbers_only_a_little(tmp_path: Path, plain_run
     assert list((again.path / "tensorboard").glob("events*"))
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_fused_optimizers_do_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, precision: str
+) -> None:
+    """As on a GPU, clipping included; PyTorch has them on the CPU too."""
+    from ferattn.training import module
+
+    changes = {"optimizer": optimizer, "clip_norm": 0.1}
+    machine = Machine(accelerator="cpu", precision=precision)
+    apart = run(tmp_path / "apart", machine=machine, **changes)
+    make, made = module.make_optimizer, []
+
+    def fused(*arguments, **options):
+        made.append(make(*arguments, **{**options, "fused": True}))
+        return made[-1]
+
+    monkeypatch.setattr(module, "make_optimizer", fused)
+    together = run(tmp_path / "together", machine=machine, **changes)
+    assert made[0].param_groups[0]["fused"]
+    first, second = weights(apart), weights(together)
+    for key in first:
+        torch.testing.assert_close(first[key], second[key], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_run_on_a_gpu(tmp_path: Path, compiled: bool) -> None:
+    changes = {"augmentation": "strong", "optimizer": "sgd", "schedule": "cosine", "clip_norm": 5.0, "ema_decay": 0.9}
+    machine = Machine(accelerator="gpu", precision="bf16", channels_last=True, compile=compiled)
+    folder = run(tmp_path / "run", machine=machine, normalize="train", **changes)
+    assert folder.finished
+    assert torch.get_float32_matmul_precision() == "highest"
+    slow = run(tmp_path / "slow", machine=Machine(accelerator="cpu"), normalize="train", **changes)
+    gap = abs(float(rows_of(folder)[0]["train_loss"]) - float(rows_of(slow)[0]["train_loss"]))
+    assert gap < 0.05
+
+
 def test_patience_ends_a_run(tmp_path: Path) -> None:
     folder = run(tmp_path / "run", lr=1e-12, patience=2, epochs=30)
     assert folder.results["epochs"] < 30

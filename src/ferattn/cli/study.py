@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import queue
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -83,6 +85,12 @@ class Grid:
     seeds: tuple[int, ...]
     options: tuple[str, ...]
     asked: Mapping[str, Any]
+
+    def changed(self, settings: Mapping[str, Any]) -> Grid:
+        """The same grid with other values of the recipe."""
+        words = [word for key, value in settings.items() for word in ("--set", f"{key}={_toml(value)}")]
+        asked = {**self.asked, "set": {**self.asked["set"], **settings}}
+        return replace(self, options=(*self.options, *words), asked=asked)
 
 
 def load_grid(path: Path) -> Grid:
@@ -180,7 +188,7 @@ def carry_out_study(
         InvalidOption: If a number is impossible, or the folder holds runs of another grid.
         InvalidInput: If no run has finished.
     """
-    from ferattn.cli.study_report import write_report
+    from ferattn.cli.study_report import costs, write_report
     from ferattn.cli.workers import Plan, carry_out_all, gpus
     from ferattn.errors import InvalidInput, InvalidOption
     from ferattn.training import RunFolder
@@ -201,9 +209,18 @@ def carry_out_study(
             seconds.setdefault(cell.name, []).append(RunFolder(folder).results["seconds"])
     console.print(f"{len(keys)} runs, {len(keys) - len(todo)} of them done")
     failed: list[str] = []
+    cost: dict[Cell, tuple[int, int]] = {}
+    news: queue.SimpleQueue[tuple[Cell, int] | None] = queue.SimpleQueue()
+    by_name = {folder.name: key for key, folder in folders.items()}
+
+    def count() -> None:  # while others train
+        while (key := news.get()) is not None:
+            cost.update(costs({key: RunFolder(folders[key])}, cost))
 
     def done(name: str, error: str | None) -> None:
-        if error is not None:
+        if error is None:
+            news.put(by_name[name])
+        else:
             failed.append(f"{name}: {error}")
         console.print(f"{'done' if error is None else 'failed'}: {name}")
 
@@ -214,7 +231,11 @@ def carry_out_study(
         kinds = {folder.name: cell.name for (cell, _), folder in todo.items()}
         deadline = None if minutes is None else begun + 60 * minutes
         at_a_time = min(workers or max(1, len(gpus())), len(todo))
+        counting = threading.Thread(target=count, daemon=True)
+        counting.start()
         stopped = carry_out_all(Plan(jobs, kinds, seconds, deadline), at_a_time, done)
+        news.put(None)
+        counting.join()
     finished = {key: RunFolder(folder) for key, folder in folders.items() if RunFolder(folder).finished}
     missing = [
         folders[key].name + (" (stopped)" if folders[key].name in stopped else "")
@@ -223,7 +244,7 @@ def carry_out_study(
     ]
     if not finished:
         raise InvalidInput(f"{out}: no run has finished. {' '.join(failed)}".strip())
-    write_report(finished, plan, out, failed=failed, missing=missing)
+    write_report(finished, plan, out, failed=failed, missing=missing, cost=costs(finished, cost))
     console.print(f"{out / 'report.md'}: {len(finished)} of {len(keys)} runs")
     return failed
 

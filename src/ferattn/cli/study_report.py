@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,13 @@ _COLUMNS = {"FER2013": "fer2013", "CK+": "ck_plus", "JAFFE": "jaffe"}
 
 
 def write_report(
-    finished: Finished, plan: Grid, out: Path, *, failed: Sequence[str] = (), missing: Sequence[str] = ()
+    finished: Finished,
+    plan: Grid,
+    out: Path,
+    *,
+    failed: Sequence[str] = (),
+    missing: Sequence[str] = (),
+    cost: Mapping[Cell, tuple[int, int]] | None = None,
 ) -> None:
     """Write ``table.csv``, ``report.md`` and the plots.
 
@@ -34,10 +41,11 @@ def write_report(
         out: Where to.
         failed: What went wrong, a line for each run.
         missing: Names of the runs that have not finished.
+        cost: What :func:`costs` gives; by default it is asked now.
     """
     from ferattn.files import write_atomically
 
-    found, cost = summaries(finished, plan), costs(finished)
+    found, cost = summaries(finished, plan), costs(finished, cost)
     write_atomically(out / "table.csv", _table(finished, cost).encode())
     pictures = []
     if draw_accuracy(found, out / "accuracy.png"):
@@ -70,7 +78,7 @@ def summaries(finished: Finished, plan: Grid) -> dict[Cell, Summary]:
     return found
 
 
-def costs(finished: Finished) -> dict[Cell, tuple[int, int]]:
+def costs(finished: Finished, known: Mapping[Cell, tuple[int, int]] | None = None) -> dict[Cell, tuple[int, int]]:
     """Parameters, and operations for one picture, of each cell's model as its runs built it."""
     import torch
 
@@ -78,7 +86,7 @@ def costs(finished: Finished) -> dict[Cell, tuple[int, int]]:
     from ferattn.measure import count
     from ferattn.training import Recipe
 
-    found: dict[Cell, tuple[int, int]] = {}
+    found = dict(known or {})
     for (cell, _), run in finished.items():
         if cell in found:
             continue
@@ -210,10 +218,12 @@ def _comparisons(finished: Finished, plan: Grid) -> list[str]:
     from ferattn.statistics import hierarchical_bootstrap, holm, sign_flip
 
     tests, rows = {}, {}
-    for a, b in _pairs(plan.cells):
+
+    def compare(pair: tuple[Cell, Cell]) -> None:
+        a, b = pair
         seeds = [seed for seed in plan.seeds if (a, seed) in finished and (b, seed) in finished]
         if len(seeds) < 2:
-            continue
+            return
         test_on = finished[a, seeds[0]].config["data"]["test_on"]
         first = [finished[a, seed].predictions(test_on) for seed in seeds]
         second = [finished[b, seed].predictions(test_on).aligned(first[0]) for seed in seeds]
@@ -224,6 +234,10 @@ def _comparisons(finished: Finished, plan: Grid) -> list[str]:
         tests[name] = sign_flip([one.mean() for one in right[0]], [one.mean() for one in right[1]])
         ends = f"{100 * interval.low:+.2f} to {100 * interval.high:+.2f}"
         rows[name] = f"{100 * interval.value:+.2f} | {ends} | {len(seeds)}"
+
+    pairs = _pairs(plan.cells)
+    with ThreadPoolExecutor() as pool:  # NumPy lets others work while it multiplies
+        list(pool.map(compare, pairs))
     if not tests:
         return ["Needs at least two seeds of two cells that differ in one thing."]
     corrected = holm({name: test.p_value for name, test in tests.items()})
@@ -232,7 +246,10 @@ def _comparisons(finished: Finished, plan: Grid) -> list[str]:
         "| least p possible |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, test in tests.items():
+    for name in (f"{b.name} - {a.name}" for a, b in pairs):
+        if name not in tests:
+            continue
+        test = tests[name]
         lines.append(
             f"| {name} | {rows[name]} | {test.p_value:.4f} | {corrected[name].adjusted:.4f} | {test.smallest_p:.4f} |"
         )

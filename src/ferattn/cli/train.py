@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ class Job:
     channels_last: bool
     deterministic: bool
     checkpoint_epochs: int
+    checkpoints: bool
     tensorboard: bool
     progress: bool
 
@@ -98,6 +100,7 @@ def train(
     channels_last: Annotated[bool, typer.Option(help="Channels-last memory format.")] = False,
     deterministic: Annotated[bool, typer.Option(help="Insist on operations that repeat bit by bit.")] = False,
     checkpoint_epochs: Annotated[int, typer.Option(help="Epochs between the checkpoints to resume from.")] = 1,
+    checkpoints: Annotated[bool, typer.Option(help="Keep them, to go on with and when the run is over.")] = True,
     tensorboard: Annotated[bool, typer.Option(help="Write logs for TensorBoard.")] = True,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
 ) -> None:
@@ -122,6 +125,7 @@ def train(
         channels_last=channels_last,
         deterministic=deterministic,
         checkpoint_epochs=checkpoint_epochs,
+        checkpoints=checkpoints,
         tensorboard=tensorboard,
         progress=progress,
     )
@@ -146,6 +150,9 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
 
     if not 0 <= job.seed < 2**31:
         raise InvalidOption(f"--seed {job.seed}: from 0 to 2147483647.")
+    load_recipe(job.recipe, None, job.variant)  # misspelt names are told before the data is read
+    kind = guess_kind(job.data) if job.dataset is None else job.dataset
+    settings = load_recipe(job.recipe, kind, job.variant).changed(_changes(job.change or []))
     machine = Machine(
         accelerator=job.accelerator,
         devices=job.devices,
@@ -154,13 +161,10 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
         compile=job.compile_model,
         channels_last=job.channels_last,
         deterministic=job.deterministic,
-        checkpoint_epochs=job.checkpoint_epochs,
+        checkpoint_epochs=job.checkpoint_epochs if job.checkpoints else settings.epochs + 1,
         tensorboard=job.tensorboard,
         progress=job.progress,
     )
-    load_recipe(job.recipe, None, job.variant)  # misspelt names are told before the data is read
-    kind = guess_kind(job.data) if job.dataset is None else job.dataset
-    settings = load_recipe(job.recipe, kind, job.variant).changed(_changes(job.change or []))
     build_model(job.model, settings, classes=7, pretrained=False)
     dataset = open_dataset(job.data, kind) if opener is None else opener(job.data, kind, settings)
     parts = make_parts(dataset, settings, seed=job.split_seed, fold=job.fold, limit=job.limit, subset_seed=job.seed)
@@ -176,7 +180,10 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
         "fold": job.fold,
         "limit": job.limit,
     }
-    return fit(network, parts, settings, job.out, seed=job.seed, about=about, machine=machine)
+    run = fit(network, parts, settings, job.out, seed=job.seed, about=about, machine=machine)
+    if run.finished and not job.checkpoints:
+        shutil.rmtree(run.best.parent, ignore_errors=True)
+    return run
 
 
 def build_model(name: str, recipe: Recipe, *, classes: int, pretrained: bool) -> nn.Module:

@@ -223,7 +223,8 @@ def main() -> None:
         error = None
         try:
             options: dict[str, Any] = command.make_context("train", json.loads(line)).params
-            carry_out(Job(**options), opener)
+            job = Job(**options)
+            carry_out(job, opener if job.limit is None else None)  # a smoke run needs a few images only
         except FerattnError as mistake:
             error = str(mistake)
         except Exception as mistake:
