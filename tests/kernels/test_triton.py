@@ -295,8 +295,9 @@ def test_what_the_kernels_do_not_take_is_named(
 
 def test_an_old_gpu_takes_the_plain_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 0) if index == 1 else (7, 5))
-    assert dispatch._machine("cuda", 0, False) == "the GPU is older than compute capability 8.0"
-    assert dispatch._machine("cuda", 1, False) is None
+    assert dispatch._machine("cuda", 0, True) == "the GPU is older than compute capability 8.0"
+    assert dispatch._machine("cuda", 1, True) is None
+    assert "not timed on a GPU yet" in str(dispatch._machine("cuda", 1, False))
 
 
 def test_the_kernels_are_imported_on_first_use() -> None:

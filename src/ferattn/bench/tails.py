@@ -7,7 +7,7 @@ channel of its spatial gate, which changes nothing before it was trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -110,11 +110,16 @@ class _Modules(nn.Module):
 
 
 class _Fused(_Modules):
-    """The same modules as one operation."""
+    """The same modules as one operation, computed the way ``path`` says."""
+
+    def __init__(self, channels: int, attention: nn.Module, path: str = "auto") -> None:
+        super().__init__(channels, attention)
+        self.path = path
 
     def forward(self, x: Tensor, shortcut: Tensor) -> Tensor:
         """From the convolution's output to the block's."""
-        return kernels.fused_tail(x, shortcut, gate_of(self.attention), self.norm(), kernels.Act("relu"))
+        gate = gate_of(self.attention)
+        return kernels.fused_tail(x, shortcut, gate, self.norm(), kernels.Act("relu"), path=self.path)
 
     def norm(self) -> kernels.Norm:
         """The norm of one call."""
@@ -123,7 +128,9 @@ class _Fused(_Modules):
 
 
 def tails(attention: str, channels: int) -> dict[str, nn.Module]:
-    """The tail without attention, with timm's and with ours, the latter two with the same weights.
+    """The tail without attention, with timm's, with ours in PyTorch's operations and in kernels.
+
+    All have the same weights.
 
     Raises:
         InvalidInput: If these two do not compute the same, to rounding.
@@ -139,6 +146,7 @@ def tails(attention: str, channels: int) -> dict[str, nn.Module]:
         "timm": _Modules(channels, theirs),
         "plain": _Modules(channels, None),
         "ferattn": _Fused(channels, ours),
+        "triton": _Fused(channels, ours, "triton"),
     }
     x, shortcut = torch.randn(2, 2, channels, 5, 5, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -184,7 +192,7 @@ def _group(shape: _Shape, request: Request) -> Group:
                 "parameters": sum(p.numel() for p in made()[library].parameters()),
                 "map_bytes": map_bytes,
                 "floor_bytes": passes * map_bytes,
-                "path": _path(made()[library], maps(request.device)) if library == "ferattn" else None,
+                "path": _path(made()[library], maps(request.device)) if library in ("ferattn", "triton") else None,
             }
 
         def build() -> Candidate:
@@ -200,14 +208,14 @@ def _group(shape: _Shape, request: Request) -> Group:
 
         return Case(f"{library} {mode}", facts, build)
 
-    cases = [case(library, mode) for mode in modes for library in ("timm", "plain", "ferattn")]
-    return Group(shape.key, (*cases, *([case("ferattn", "cuda_graph")] if cuda else [])))
+    libraries = ("timm", "plain", "ferattn", *(("triton",) if cuda else ()))
+    cases = [case(library, mode) for mode in modes for library in libraries]
+    graphs = [case(library, "cuda_graph") for library in ("ferattn", "triton")] if cuda else []
+    return Group(shape.key, (*cases, *graphs))
 
 
 def _path(tail: Any, maps: tuple[Tensor, Tensor]) -> str:
-    """Which way the tail is computed on this device; until there are kernels, by PyTorch's own operations."""
-    explain: Callable[..., Any] | None = getattr(kernels, "explain", None)
-    if explain is None:
-        return "plain"
+    """Which way the tail is computed on this device."""
     tail.to(maps[0].device)
-    return str(explain(*maps, gate_of(tail.attention), tail.norm()).path)
+    with kernels.use(tail.path):
+        return kernels.explain(*maps, gate_of(tail.attention), tail.norm()).path

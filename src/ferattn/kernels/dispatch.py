@@ -1,7 +1,8 @@
 """Which way a tail is computed, and why: one function decides, :func:`explain` asks it.
 
 ``"plain"`` is :mod:`ferattn.kernels.passes`, on every device and in every dtype; ``"triton"`` are the kernels of
-:mod:`ferattn.kernels.triton`, for CUDA.
+:mod:`ferattn.kernels.triton`, for CUDA. The kernels agree with the passes in Triton's interpreter and compile for
+sm_90, but no GPU has timed them: until one has, ``"auto"`` stays with the passes.
 """
 
 from __future__ import annotations
@@ -115,6 +116,8 @@ def _machine(device: str, index: int | None, forced: bool) -> str | None:
             return None
     if device != "cuda":
         return f"the map is on the {device}"
+    if not forced:  # a kernel earns its place by a measurement
+        return "the kernels were not timed on a GPU yet, so they run where they are asked for"
     if torch.version.hip is not None:
         return "the kernels were not tried on this maker's GPUs"
     if torch.cuda.get_device_capability(index) < (8, 0):

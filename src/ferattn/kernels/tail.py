@@ -73,7 +73,7 @@ def fused_tail(
             ``torch.amax`` does it and the blocks of :mod:`ferattn.attention` with it, or goes to the ``"first"``.
             A second derivative always shares.
         path: ``"triton"`` for the kernels, ``"plain"`` for PyTorch's operations, or ``"auto"``: what
-            :func:`ferattn.kernels.use` says, and without it the kernels wherever they can run.
+            :func:`ferattn.kernels.use` says, and without it the operations: the kernels are untimed yet.
             :func:`ferattn.kernels.explain` tells which it is and why.
 
     Shape: (b, c, h, w) to (b, c, h, w).
