@@ -174,9 +174,11 @@ def test_smaller_training_sets_are_part_of_larger_ones() -> None:
     ]
     made = [make_parts(data, recipe, subset_seed=3) for recipe in recipes]
     assert [len(part.train) for part in made] == pytest.approx([28.8, 72, 144, 288], abs=2)
+    whole = made[-1].train.counts()
+    for part, recipe in zip(made, recipes, strict=True):
+        assert part.train.counts() == {name: round(recipe.train_fraction * count) for name, count in whole.items()}
     for small, large in pairwise(made):
         assert set(small.train.ids) < set(large.train.ids)
-        assert max(small.train.counts().values()) - min(small.train.counts().values()) <= 1
         assert small.test.ids == large.test.ids
         assert small.validation.ids == large.validation.ids
     assert make_parts(data, recipes[0], subset_seed=4).train.ids != made[0].train.ids
