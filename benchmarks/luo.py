@@ -49,10 +49,14 @@ def main() -> None:
     right = [first.correct, runs["cnn_se"].predictions("test").aligned(first).correct]
     test, interval = mcnemar(*right), paired_bootstrap(*right)
     config = runs["cnn"].config
+    commands = [
+        f"`ferattn train --recipe luo2023 --set epochs={runs[name].config['recipe']['epochs']} --model {name} --data "
+        f"fer2013.zip --out runs/{name} --precision {config['machine']['precision']} --channels-last`"
+        for name in PUBLISHED
+    ]
     lines = [
-        f"`ferattn train --recipe luo2023 --set epochs={config['recipe']['epochs']} --model cnn --data fer2013.zip "
-        "--out runs/cnn --precision bf16 --channels-last`, the same with `cnn_se`, then `python benchmarks/luo.py "
-        f"runs/cnn runs/cnn_se`; torch {torch.__version__}, on two CPU cores. One seed each.",
+        f"{' and '.join(commands)}, then `python benchmarks/luo.py runs/cnn runs/cnn_se`; torch "
+        f"{torch.__version__}, one CPU core for each. One seed.",
         "",
         f"{config['data']['images']['train']:,} images to learn from, {config['data']['images']['validation']:,} of "
         f"the training set to choose the epoch on, {tests['cnn']['images']:,} to test on (public and private).",
