@@ -13,6 +13,7 @@ import argparse
 import csv
 import io
 import json
+import math
 import shutil
 import sys
 import tempfile
@@ -97,7 +98,8 @@ def main() -> None:
         parser.error(f"--minutes {options.minutes:g}: more than {RESERVE / 60:.1f} are needed.")
     options.out.mkdir(parents=True, exist_ok=True)
     if options.part == "speed":
-        write_json(options.out / "speed.json", {**machine(), **speed(options.data, options.smoke)})
+        end = begun + 60 * options.minutes - RESERVE
+        speed(options.data, options.out / "speed.json", math.inf if options.smoke else end, smoke=options.smoke)
         return
     part = PARTS[options.part]
     chosen = [number for number, name in enumerate(part.grids) if options.only in (None, name)]
@@ -408,8 +410,12 @@ def machine() -> dict[str, Any]:
     return {"device": device, "torch": torch.__version__, "python": sys.version.split()[0]}
 
 
-def speed(data: Path, smoke: bool) -> dict[str, Any]:
-    """Milliseconds a step of single processes alone, and where a step waits for the GPU."""
+def speed(data: Path, out: Path, end: float, *, smoke: bool) -> None:
+    """Milliseconds a step of single processes alone, and where a step waits for the GPU.
+
+    Written after every model: compiling takes minutes, and the whole may be stopped. None is begun that would not
+    be over by ``end`` if it took as long as the longest so far.
+    """
     from ferattn.training import Machine, fit, load_recipe
 
     models = ("cnn_se",) if smoke else ("cnn_se", "resnet18_cbam", "resnet50_cbam_elu", "resnetv2_50_cbam_elu")
@@ -417,9 +423,13 @@ def speed(data: Path, smoke: bool) -> dict[str, Any]:
     changes |= {"batch_size": 32} if smoke else {}
     recipe = load_recipe("strong", "fer2013").changed(changes)
     parts = make_parts(open_dataset(data, None), recipe, limit=140 if smoke else None)
-    rows, waits = [], Counter[str]()
+    rows, waits, longest = list[dict[str, Any]](), Counter[str](), 0.0
     for compiled in (False,) if smoke else (False, True):
         for name in models:
+            start = time.monotonic()
+            if start + longest > end:
+                print(f"no time for {name}, compiled: {compiled}")
+                continue
             how = Machine(
                 accelerator="cpu" if smoke else "auto",
                 precision="fp32" if smoke else "bf16",
@@ -443,7 +453,9 @@ def speed(data: Path, smoke: bool) -> dict[str, Any]:
             steps = len(parts.train) // recipe.batch_size
             rows.append({"model": name, "compiled": compiled, "ms_per_step": 1e3 * seconds / steps})
             print(rows[-1])
-    return {"steps": rows, "waits_for_the_gpu": dict(waits.most_common(20)), "batch_size": recipe.batch_size}
+            longest = max(longest, time.monotonic() - start)
+            found = {"steps": rows, "waits_for_the_gpu": dict(waits.most_common(20))}
+            write_json(out, {**machine(), **found, "batch_size": recipe.batch_size})
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import re
 import subprocess
@@ -16,6 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.torch import load_file
+
+from training import faces
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu_training.py"
 
@@ -80,6 +83,25 @@ def test_schedules_fit_any_length(script: Any) -> None:
         changed = load_recipe("strong").changed(script.schedule(epochs))
         assert changed.warmup_epochs < epochs
         assert changed.mix_off_epochs < epochs
+
+
+def test_speeds_are_kept_when_time_runs_out(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ferattn.training
+
+    def fit(model: Any, parts: Any, recipe: Any, out: Path, **more: Any) -> Any:
+        if (tmp_path / "speed.json").exists():
+            raise KeyboardInterrupt
+        _trial_run(out, 1.0, 2.0)
+        return script.RunFolder(out)
+
+    monkeypatch.setattr(ferattn.training, "fit", fit)
+    monkeypatch.setattr(script, "make_parts", lambda *of, **more: faces.parts(train=224))
+    monkeypatch.setattr(script, "open_dataset", lambda *of: None)
+    with pytest.raises(KeyboardInterrupt):
+        script.speed(tmp_path, tmp_path / "speed.json", math.inf, smoke=False)
+    assert len(json.loads((tmp_path / "speed.json").read_text())["steps"]) == 1
+    script.speed(tmp_path, tmp_path / "none.json", 0.0, smoke=False)
+    assert not (tmp_path / "none.json").exists()
 
 
 @pytest.mark.slow

@@ -84,3 +84,19 @@ def test_what_is_no_other_fold_is_refused(folds: list[Path], tmp_path: Path) -> 
     assert "two folds at least" in run("pool", folds[0])
     (copy / "results.json").unlink()
     assert "has not finished" in run("pool", folds[0], copy)
+
+
+def test_rounded_shares_of_folds_are_pooled(folds: list[Path]) -> None:
+    """A share of the training images is rounded in every fold by itself."""
+    from ferattn.cli.pool import _shared
+
+    one = RunFolder(folds[0]).config
+    other = json.loads(json.dumps(one))
+    other["data"]["images"]["train"] -= 1
+    assert _shared(one) != _shared(other)
+    for share, limit in ((0.5, None), (1.0, 70)):
+        pair = []
+        for config in (one, other):
+            recipe = config["recipe"] | {"train_fraction": share}
+            pair.append(_shared(config | {"limit": limit, "recipe": recipe}))
+        assert pair[0] == pair[1]

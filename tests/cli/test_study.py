@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +15,12 @@ import pytest
 from typer.testing import CliRunner
 
 from ferattn.cli import app, workers
-from ferattn.cli.study import Cell, Grid, load_grid
+from ferattn.cli.study import Cell, Grid, carry_out_study, load_grid
 from ferattn.cli.study_report import write_report
 from ferattn.cli.workers import Plan, carry_out_all, gpus, threads
-from ferattn.errors import FerattnError
+from ferattn.errors import FerattnError, InvalidOption
 from ferattn.statistics import holm, sign_flip, summarize
-from ferattn.training import Predictions, Recipe, RunFolder
+from ferattn.training import Predictions, Recipe, RunFolder, load_recipe
 from training import faces
 
 GRID = """
@@ -58,6 +60,10 @@ def test_a_grid_names_its_cells(tmp_path: Path) -> None:
         ("luo2023", "luo2032", "did you mean 'luo2023'"),
         ("seeds = [0, 3]", "seeds = [0, 0]", "different whole numbers"),
         ("seeds =", "sedes =", "did you mean 'seeds'"),
+        ('["--accelerator"', '["--seed", "7", "--accelerator"', "--seed: other keys of the grid"),
+        ('["--accelerator"', '["--model=cnn", "--accelerator"', "--model: other keys of the grid"),
+        ('["--accelerator"', '["--set", "train_fraction=0.5", "--accelerator"', "train_fraction=0.5: other keys"),
+        ('["--accelerator"', '["--acelerator"', "--acelerator"),
         ("epochs", "epocs", "did you mean 'epochs'"),
         ('data = "images"', "", "data missing"),
         ('backbones = ["cnn"]', 'backbones = "cnn"', "a list is needed"),
@@ -270,6 +276,60 @@ def test_a_study_runs_resumes_and_reports(tmp_path: Path, monkeypatch: pytest.Mo
     result = CliRunner().invoke(app, ["study", str(path), "--out", str(out)])
     assert result.exit_code == 2
     assert "made by another grid; recipe.batch_size was 8, now 9" in result.output
+
+
+def _finished_run(folder: Path, grid: Grid, *, test: str = "1", **recipe: Any) -> None:
+    """What :func:`carry_out_study` looks at before it trains."""
+    settings = load_recipe("luo2023", "folder").changed(grid.asked["set"]).changed(recipe)
+    folder.mkdir(parents=True)
+    config = {"model": "cnn", "recipe_name": "luo2023", "variant": None, "limit": None, "split_seed": 0, "fold": 0}
+    config |= {"seed": 0, "recipe": settings.to_dict(), "machine": {"precision": "fp32"}}
+    config["data"] = {"dataset": "images", "images": {"train": 30}, "sha256": {"test": test}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "results.json").write_text('{"seconds": 1}')
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("batch_size = 8", "", "recipe.batch_size was 8, now 64"),
+        ('"--accelerator"', '"--precision", "bf16", "--accelerator"', "precision was 'fp32', now 'bf16'"),
+        ('"--accelerator"', '"--set", "lr=1.0", "--accelerator"', "recipe.lr was 0.002, now 1.0"),
+        ('"--accelerator"', '"--split-seed", "3", "--accelerator"', "split_seed was 0, now 3"),
+        ('"--accelerator"', '"--limit", "40", "--accelerator"', "limit was None, now 40"),
+    ],
+)
+def test_runs_of_another_grid_are_refused(tmp_path: Path, old: str, new: str, said: str) -> None:
+    path, out = tmp_path / "grid.toml", tmp_path / "out"
+    path.write_text(GRID)
+    _finished_run(out / "runs" / "cnn-seed0", load_grid(path))
+    path.write_text(GRID.replace(old, new))
+    with pytest.raises(InvalidOption, match=re.escape(said)):
+        carry_out_study(load_grid(path), out, train=False)
+
+
+def test_further_words_belong_to_the_grid(tmp_path: Path) -> None:
+    from ferattn.cli.study import _require_same_grid
+
+    path, out = tmp_path / "grid.toml", tmp_path / "run"
+    path.write_text(GRID.replace('"--accelerator"', '"--set", "lr=1.0", "--limit", "40", "--accelerator"'))
+    grid = load_grid(path)
+    _finished_run(out, grid, lr=1.0)
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {"limit": 40}))
+    _require_same_grid(RunFolder(out), grid, grid.cells[0], 0)
+
+
+def test_runs_on_other_images_are_refused(tmp_path: Path) -> None:
+    path, out = tmp_path / "grid.toml", tmp_path / "out"
+    path.write_text(GRID.replace('["none", "se"]', '["none"]'))
+    grid = load_grid(path)
+    _finished_run(out / "runs" / "cnn-seed0", grid)
+    _finished_run(out / "runs" / "cnn-seed3", grid, test="2")
+    config = out / "runs" / "cnn-seed3" / "config.json"
+    config.write_text(config.read_text().replace('"seed": 0', '"seed": 3'))
+    with pytest.raises(InvalidOption, match="tested on other images"):
+        carry_out_study(grid, out, train=False)
 
 
 @pytest.mark.slow

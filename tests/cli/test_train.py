@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,24 @@ def test_three_commands(images: Path, trained: Path, tmp_path: Path) -> None:
     assert content["mcnemar"]["only_a"] == (a & ~b).sum()
     assert "McNemar" in said
     assert "several seeds" in said
+
+
+def test_a_run_is_tested_on_its_own_division(images: Path, tmp_path: Path) -> None:
+    """A folder with parts, divided at random by the recipe: the folder's own test has images that were learnt."""
+    for part, wanted in (("train", range(8)), ("test", range(8, 12))):
+        for folder in images.iterdir():
+            (tmp_path / "faces" / part / folder.name).mkdir(parents=True)
+            for number, picture in enumerate(sorted(folder.iterdir())):
+                if number in wanted:
+                    shutil.copy(picture, tmp_path / "faces" / part / folder.name)
+    data, out, logits = tmp_path / "faces", tmp_path / "run", tmp_path / "p.npz"
+    said = run("train", "--recipe", "luo2023", "--model", "cnn", "--data", data, "--out", out, *FAST)
+    assert said.startswith("0"), said
+    said = run("evaluate", "--checkpoint", out, "--data", data, "--split", "test", "--predictions", logits)
+    assert said.startswith("0"), said
+    assert Predictions.load(logits).ids == RunFolder(out).predictions("test").ids
+    said = run("evaluate", "--checkpoint", out, "--data", data, "--split", "train", "--predictions", logits)
+    assert all(name.startswith("train/") for name in Predictions.load(logits).ids)
 
 
 def test_views_are_reported_beside_the_plain_figures(images: Path, trained: Path, tmp_path: Path) -> None:

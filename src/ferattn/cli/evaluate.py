@@ -192,14 +192,18 @@ def _unknown_classes(dataset: FaceDataset, classes: tuple[str, ...], skip: bool)
 
 
 def _part(dataset: FaceDataset, split: str, run: RunFolder | None) -> FaceDataset:
-    """An official part, everything, or a part as the run divided the data."""
+    """Everything, a part as the run divided its data, or else an official one.
+
+    A random division of the run's has parts of the same names as the official one, with other images in them.
+    """
     from ferattn.training import Recipe, make_parts
 
     if split == "all":
         return dataset
     config = {} if run is None else run.config
     names = (config["data"]["select_on"], config["data"]["test_on"]) if config else ()
-    if split not in names or split in (dataset.parts or ()):
+    divided = split in names and config["recipe"]["split"] != "official" and dataset.name == config["data"]["dataset"]
+    if split not in names or (split in (dataset.parts or ()) and not divided):
         return dataset.part(split)
     recipe = Recipe().changed(config["recipe"])
     parts = make_parts(dataset, recipe, seed=config["split_seed"], fold=config["fold"])

@@ -89,9 +89,11 @@ def _require_one_recipe(folders: list[RunFolder]) -> None:
 def _shared(config: dict[str, Any]) -> dict[str, Any]:
     """What all folds of one cross-validation have in common."""
     data = config["data"]
+    whole = config["recipe"]["train_fraction"] == 1 and config["limit"] is None  # else folds are rounded apart
     kept = {key: value for key, value in config.items() if key not in (*_OF_THE_FOLD, "data")}
     return kept | {
-        "data": {key: data[key] for key in _OF_THE_DATA} | {"images": sum(data["images"].values())},
+        "data": {key: data[key] for key in _OF_THE_DATA}
+        | ({"images": sum(data["images"].values())} if whole else {}),
     }
 
 

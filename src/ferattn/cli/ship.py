@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from ferattn.data import BatchTransform, FaceDataset
     from ferattn.training import Parts, Predictions, Recipe
 
-__all__ = ["ship"]
+__all__ = ["KINDS", "ship"]
 
-_KINDS = {"FER2013": "fer2013", "CK+": "ckplus", "JAFFE": "jaffe"}
+KINDS = {"FER2013": "fer2013", "CK+": "ckplus", "JAFFE": "jaffe"}
+"""Kinds of datasets by the name that a run's config has; every other is a folder."""
 
 
 def ship(
@@ -49,7 +50,7 @@ def ship(
     results, config = finished.results, finished.config
     network, transform, classes = open_trained(finished, None)
     name, recipe = str(config["model"]), Recipe().changed(config["recipe"])
-    dataset = open_dataset(data, _KINDS.get(config["data"]["dataset"]))
+    dataset = open_dataset(data, KINDS.get(config["data"]["dataset"]))
     allowed = _terms(config["data"]["dataset"], terms)
     parts = make_parts(
         dataset.with_classes(classes, allow_missing=True),
@@ -238,7 +239,7 @@ def _train_command(config: dict[str, Any], recipe: Recipe) -> str:
     from ferattn.training import load_recipe
 
     name, data, machine = config["recipe_name"], config["data"], config["machine"]
-    written = load_recipe(name, _KINDS.get(data["dataset"], "folder"), config["variant"])
+    written = load_recipe(name, KINDS.get(data["dataset"], "folder"), config["variant"])
     words: list[Any] = ["ferattn", "train", "--recipe", name]
     words += ["--variant", config["variant"]] if config["variant"] else []
     words += ["--model", config["model"], "--data", "DATA", "--out", "RUN", "--seed", config["seed"]]

@@ -6,7 +6,7 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -76,7 +76,7 @@ class Grid:
         cells: Every combination.
         seeds: For every cell the same, so that comparisons are paired.
         options: Further words of ``ferattn train``.
-        asked: What a finished run's config must say to belong to this grid.
+        asked: The recipe's name, variant, limit and settings, as the grid says them.
     """
 
     data: Path
@@ -138,6 +138,7 @@ def load_grid(path: Path) -> Grid:
     )
     for cell in cells:
         ModelSpec.parse(cell.model)
+    _require_further_words(content["train"], path)
     options = [*content["train"]]
     options += ["--variant", content["variant"]] if content["variant"] else []
     options += ["--limit", str(content["limit"])] if content["limit"] else []
@@ -151,6 +152,24 @@ def load_grid(path: Path) -> Grid:
     }
     data = (path.parent / content["data"]).resolve()
     return Grid(data, content["recipe"], cells, tuple(seeds), tuple(map(str, options)), asked)
+
+
+def _require_further_words(words: list[Any], path: Path) -> None:
+    """Refuse words of ``ferattn train`` that do not exist, or that would overrule what the grid says of each run."""
+    from ferattn.cli.workers import job_of
+    from ferattn.errors import InvalidInput, InvalidOption
+
+    own = {"data": "-", "out": "-", "recipe": "-", "model": "-", "seed": "-1"}
+    try:
+        job = job_of([*(word for name, value in own.items() for word in (f"--{name}", value)), *map(str, words)])
+    except InvalidOption as error:
+        raise InvalidInput(f"{path}: train = {words!r}; {error}") from error
+    taken = [f"--{name}" for name, value in own.items() if str(getattr(job, name)) != value]
+    taken += [
+        f"--set {change}" for change in job.change or [] if change.partition("=")[0].strip() == "train_fraction"
+    ]
+    if taken:
+        raise InvalidInput(f"{path}: train = {words!r}; {', '.join(taken)}: other keys of the grid say it.")
 
 
 def study(
@@ -205,8 +224,9 @@ def carry_out_study(
     seconds: dict[str, list[float]] = {}
     for (cell, seed), folder in folders.items():
         if (cell, seed) not in todo:
-            _require_same_grid(RunFolder(folder), plan, cell)
+            _require_same_grid(RunFolder(folder), plan, cell, seed)
             seconds.setdefault(cell.name, []).append(RunFolder(folder).results["seconds"])
+    _require_same_images(RunFolder(folder) for key, folder in folders.items() if key not in todo)
     console.print(f"{len(keys)} runs, {len(keys) - len(todo)} of them done")
     failed: list[str] = []
     cost: dict[Cell, tuple[int, int]] = {}
@@ -244,6 +264,7 @@ def carry_out_study(
     ]
     if not finished:
         raise InvalidInput(f"{out}: no run has finished. {' '.join(failed)}".strip())
+    _require_same_images(finished.values())
     write_report(finished, plan, out, failed=failed, missing=missing, cost=costs(finished, cost))
     console.print(f"{out / 'report.md'}: {len(finished)} of {len(keys)} runs")
     return failed
@@ -256,22 +277,37 @@ def _words(plan: Grid, cell: Cell, seed: int, folder: Path) -> list[str]:
     return words if cell.fraction == 1 else [*words, "--set", f"train_fraction={cell.fraction}"]
 
 
-def _require_same_grid(run: RunFolder, plan: Grid, cell: Cell) -> None:
-    """Refuse to mix the runs of two grids in one report."""
+def _require_same_grid(run: RunFolder, plan: Grid, cell: Cell, seed: int) -> None:
+    """Refuse to mix the runs of two grids in one report: everything a worker would be told now, said then."""
+    from ferattn.cli.ship import KINDS
+    from ferattn.cli.train import settings_of
+    from ferattn.cli.workers import job_of
     from ferattn.errors import InvalidOption
-    from ferattn.training import Recipe
     from ferattn.training.folder import differences
 
     config = run.config
-    was = {key: config.get(key) for key in ("recipe_name", "variant", "limit")}
-    now = {key: plan.asked[key] for key in was}
-    trained = Recipe().changed(config["recipe"])
-    wanted = trained.changed({**plan.asked["set"], "train_fraction": cell.fraction}).to_dict()
-    if plan.asked["limit"]:
-        wanted["batch_size"] = config["recipe"]["batch_size"]  # a smoke run shrinks it
-    changed = differences(was, now) + differences(trained.to_dict(), wanted, "recipe")
+    job = job_of(_words(plan, cell, seed, run.path))
+    kind = job.dataset or KINDS.get(config["data"]["dataset"], "folder")
+    wanted = settings_of(job, kind).to_dict()
+    if job.limit is not None:
+        wanted["batch_size"] = min(wanted["batch_size"], config["data"]["images"]["train"])  # a smoke run shrinks it
+    now = {"model": job.model, "recipe_name": job.recipe, "variant": job.variant, "limit": job.limit}
+    now |= {"split_seed": job.split_seed, "fold": job.fold, "seed": job.seed, "precision": job.precision}
+    was = {key: config.get(key) for key in now} | {"precision": config["machine"]["precision"]}
+    changed = differences(was, now) + differences(config["recipe"], wanted, "recipe")
     if changed:
         raise InvalidOption(f"{run.path}: made by another grid; {'; '.join(changed)}. Give another --out.")
+
+
+def _require_same_images(runs: Iterable[RunFolder]) -> None:
+    """Refuse to mix the runs of two datasets in one report."""
+    from ferattn.errors import InvalidOption
+
+    first: RunFolder | None = None
+    for run in runs:
+        first = first or run
+        if run.config["data"]["sha256"]["test"] != first.config["data"]["sha256"]["test"]:
+            raise InvalidOption(f"{run.path}: tested on other images than {first.path}. Give another --out.")
 
 
 def _toml(value: Any) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Opener = Callable[[Path, str, Recipe], FaceDataset]
 
-__all__ = ["Job", "build_model", "carry_out", "recipes", "train"]
+__all__ = ["Job", "build_model", "carry_out", "recipes", "settings_of", "train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +152,7 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
         raise InvalidOption(f"--seed {job.seed}: from 0 to 2147483647.")
     load_recipe(job.recipe, None, job.variant)  # misspelt names are told before the data is read
     kind = guess_kind(job.data) if job.dataset is None else job.dataset
-    settings = load_recipe(job.recipe, kind, job.variant).changed(_changes(job.change or []))
+    settings = settings_of(job, kind)
     machine = Machine(
         accelerator=job.accelerator,
         devices=job.devices,
@@ -184,6 +184,13 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
     if run.finished and not job.checkpoints:
         shutil.rmtree(run.best.parent, ignore_errors=True)
     return run
+
+
+def settings_of(job: Job, kind: str) -> Recipe:
+    """The recipe of a job on a kind of dataset, an entry of ``ferattn.data.DATASETS``."""
+    from ferattn.training import load_recipe
+
+    return load_recipe(job.recipe, kind, job.variant).changed(_changes(job.change or []))
 
 
 def build_model(name: str, recipe: Recipe, *, classes: int, pretrained: bool) -> nn.Module:

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ferattn.cli.train import Job
     from ferattn.data import FaceDataset
     from ferattn.training import Recipe
 
-__all__ = ["Plan", "carry_out_all", "gpus", "threads"]
+__all__ = ["Plan", "carry_out_all", "gpus", "job_of", "threads"]
 
 _MARGIN = 1.15  # what a run may take longer than the longest one like it
 
@@ -195,21 +196,40 @@ class _Worker:
                 pass
 
 
+def job_of(words: Sequence[str]) -> Job:
+    """What words of ``ferattn train`` ask for.
+
+    Raises:
+        InvalidOption: If they are no options of it.
+    """
+    import typer.main
+
+    from ferattn.cli.app import app
+    from ferattn.cli.train import Job
+    from ferattn.errors import InvalidOption
+
+    command = typer.main.get_command(app).commands["train"]  # type: ignore[attr-defined]
+    try:
+        options: dict[str, Any] = command.make_context("train", list(words)).params
+    except Exception as mistake:
+        if not hasattr(mistake, "format_message"):  # typer's for words that are no options
+            raise
+        raise InvalidOption(mistake.format_message()) from mistake
+    return Job(**options)
+
+
 def main() -> None:
     """The process's side."""
     import gc
 
     import torch
-    import typer.main
 
-    from ferattn.cli.app import app
-    from ferattn.cli.train import Job, carry_out
+    from ferattn.cli.train import carry_out
     from ferattn.data import open_dataset
     from ferattn.errors import FerattnError
     from ferattn.training import store
 
     answers, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no answer
-    command = typer.main.get_command(app).commands["train"]  # type: ignore[attr-defined]
     opened: dict[Any, FaceDataset] = {}
 
     def opener(path: Path, kind: str, recipe: Recipe) -> FaceDataset:
@@ -222,15 +242,10 @@ def main() -> None:
     for line in sys.stdin:
         error = None
         try:
-            options: dict[str, Any] = command.make_context("train", json.loads(line)).params
-            job = Job(**options)
+            job = job_of(json.loads(line))
             carry_out(job, opener if job.limit is None else None)  # a smoke run needs a few images only
         except FerattnError as mistake:
             error = str(mistake)
-        except Exception as mistake:
-            if not hasattr(mistake, "format_message"):  # typer's for words that are no options
-                raise
-            error = mistake.format_message()
         gc.collect()
         torch.compiler.reset()
         if torch.cuda.is_available():
