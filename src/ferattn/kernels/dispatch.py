@@ -141,6 +141,8 @@ def _hindrance(x: Tensor, shortcut: Tensor | None, gate: Gate, norm: Norm | None
         return "the map is empty"
     if x.shape[1] * x.shape[2] * x.shape[3] >= 2**31:
         return "a sample has 2**31 values or more"
+    if norm is not None and any(t is not None and not t.is_contiguous() for t in norm[2:4]):
+        return "the running statistics are strided"
     tensors = (*(() if norm is None else norm), *gate, shortcut)
     for tensor in tensors:
         if isinstance(tensor, Tensor) and tensor.device != x.device:

@@ -20,6 +20,7 @@ __all__ = [
     "Pools",
     "by_channel",
     "by_place",
+    "dense",
     "flags",
     "forward",
     "interpreted",
@@ -163,6 +164,11 @@ def flags(p: Small) -> dict[str, Any]:
     return {"NORM": p.mean is not None, "WEIGHT": p.weight is not None, "BIAS": p.bias is not None}
 
 
+def dense(p: Small) -> Small:
+    """The small tensors as the kernels index them; a filter of a channels_last model lies otherwise."""
+    return Small(*(None if t is None else t.contiguous() for t in p))
+
+
 def or_any(t: Tensor | None, any_: Tensor) -> Tensor:
     """A pointer must point somewhere, even where a flag says that nobody follows it."""
     return any_ if t is None else t
@@ -206,6 +212,7 @@ def statistics(
     """
     of, (x_,) = laid_out(x)
     assert x_ is not None
+    weight = None if weight is None else weight.contiguous()
     found, squares = pools(x_, of, weight, running_mean, batch=batch, peak=peak)
     mean, var = torch.empty_like(found.means[0, 0]), torch.empty_like(found.means[0, 0])
     pool = torch.empty_like(found.means[:, 0])
@@ -231,7 +238,7 @@ def forward(x: Tensor, shortcut: Tensor | None, p: Small, o: Options, *, save: b
     """
     of, (x_, shortcut) = laid_out(x, shortcut)
     assert x_ is not None
-    x = x_
+    x, p = x_, dense(p)
     small = of.c * of.p * x.element_size() <= ONE_LAUNCH_BYTES
     if small and not save and p.pool is None and o.kind != "eca":
         return _at_once(x, shortcut, of, p, o)
