@@ -201,6 +201,7 @@ def statistics(
     weight: Tensor | None,
     running_mean: Tensor | None,
     running_var: Tensor | None,
+    centre: Tensor | None,
     momentum: float,
     *,
     batch: bool,
@@ -208,12 +209,12 @@ def statistics(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Mean and variance of the batch, pools less the mean and extremes of every sample, and ties. Two launches.
 
-    Not for a ``batch``, pools are taken less the running mean, and mean and variance are not written.
+    Not for a ``batch``, pools are taken less ``centre``, the norm's mean, and mean and variance are not written.
     """
     of, (x_,) = laid_out(x)
     assert x_ is not None
     weight = None if weight is None else weight.contiguous()
-    found, squares = pools(x_, of, weight, running_mean, batch=batch, peak=peak)
+    found, squares = pools(x_, of, weight, centre, batch=batch, peak=peak)
     mean, var = torch.empty_like(found.means[0, 0]), torch.empty_like(found.means[0, 0])
     pool = torch.empty_like(found.means[:, 0])
     top = torch.empty_like(pool) if peak else pool.new_empty(0)
@@ -221,11 +222,11 @@ def statistics(
     track = batch and running_mean is not None and running_var is not None
     launch(
         maps.finish_kernel, (over(of.c, 16),),
-        x_, x_ if batch else or_any(running_mean, x_), or_any(weight, x_),
+        x_, or_any(centre, x_), or_any(weight, x_),
         or_any(running_mean, mean), or_any(running_var, var),
         found.means, squares, found.peaks, found.ties, mean, var, pool, top, ties,
         momentum, of.b, found.splits, found.rows, of.c, of.p,
-        LAST=of.last, CENTRE=_centre(running_mean, batch), TRACK=track, PEAK=peak, WEIGHT=weight is not None,
+        LAST=of.last, CENTRE=_centre(centre, batch), TRACK=track, PEAK=peak, WEIGHT=weight is not None,
         BLOCK_B=up(of.b, 1, 128), BLOCK_C=16, num_warps=4,
     )  # fmt: skip
     return mean, var, pool, top, ties
