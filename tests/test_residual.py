@@ -365,3 +365,23 @@ def test_strict_export_holds_nothing_of_ours() -> None:
     assert targets
     assert all(target.startswith("aten.") for target in targets)
     torch.testing.assert_close(program.module()(x), fused(x), rtol=1e-4, atol=1e-4)
+
+
+def _replica(module: Any) -> Any:
+    """A copy as ``nn.DataParallel`` makes it: its weights are attributes, and it has no parameters."""
+    copied = module._replicate_for_data_parallel()
+    for name, child in module._modules.items():
+        copied._modules[name] = None if child is None else _replica(child)
+    for name, parameter in module._parameters.items():
+        if parameter is None:
+            copied._parameters[name] = None
+        else:
+            setattr(copied, name, parameter * 1)
+    return copied
+
+
+@pytest.mark.parametrize("attention", ["se", "eca", "cbam"])
+def test_a_copy_without_parameters_of_its_own(attention: str) -> None:
+    model = create_model(f"resnet18_{attention}", fused=True).eval()
+    x = torch.randn(2, 1, 32, 32)
+    torch.testing.assert_close(_replica(model)(x), model(x))

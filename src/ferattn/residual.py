@@ -251,6 +251,13 @@ def _attention(block: Any) -> Any:
     return found if type(found) in (SE, ECA, CBAM) else None
 
 
+def _weight(attention: Any) -> Tensor:
+    """A weight of the attention; the copies of a model on several GPUs hold theirs as mere attributes."""
+    if type(attention) is ECA:
+        return attention.conv.weight  # type: ignore[no-any-return]
+    return (attention.channel if type(attention) is CBAM else attention).layers[0]  # type: ignore[no-any-return]
+
+
 def _refusal(block: Any) -> str | None:
     """Why the modules of this tail are more than their formulas; None if they are not."""
     attention = _attention(block)
@@ -297,7 +304,7 @@ def _fits(block: Any, x: Any, shortcut: Any) -> bool:
         or torch.autograd.forward_ad._current_level >= 0
     ):
         return False
-    weight = next(_attention(block).parameters())
+    weight = _weight(_attention(block))
     return (
         x.dtype in _DTYPES
         and x.dtype == shortcut.dtype

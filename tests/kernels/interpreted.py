@@ -82,6 +82,11 @@ def test_nan_and_inf_come_out_where_pytorchs_do_everywhere(kind: str) -> None:
         laws.check_no_numbers(kind, mode, value, "cpu")
 
 
+@pytest.mark.parametrize(("kind", "mode"), [("cbam", "train"), ("cbam", "eval"), ("se", "none")])
+def test_weights_may_be_strided(kind: str, mode: str) -> None:
+    laws.check_strided_weights(kind, mode, "cpu")
+
+
 def test_a_large_mean_is_not_cancelled_away() -> None:
     laws.check_large_mean("cpu")
 

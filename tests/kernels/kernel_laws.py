@@ -186,6 +186,26 @@ def check_no_numbers(kind: str, mode: str, value: float, device: str) -> None:
         assert not (ours[name].cpu().isfinite() & ~theirs[name].isfinite()).any(), name
 
 
+def check_strided_weights(kind: str, mode: str, device: str) -> None:
+    """Weights need not be contiguous: ``model.to(memory_format=torch.channels_last)`` turns CBAM's filter."""
+    torch.manual_seed(8)
+    case = Case(kind, mode, Act("relu"), (2, 6, 4, 4))
+
+    def turned(run: Any) -> Any:
+        def tail(x: Tensor, shortcut: Tensor, gate: Any, norm: Any, act: Act) -> Tensor:
+            small = {name: t for name, t in gate._asdict().items() if isinstance(t, Tensor)}
+            gate = gate._replace(
+                **{name: t.transpose(0, -1).contiguous().transpose(0, -1) for name, t in small.items()}
+            )
+            if norm is not None:
+                norm = norm._replace(weight=norm.weight.repeat_interleave(2)[::2])
+            return run(x, shortcut, gate, norm, act)
+
+        return tail
+
+    _near(case.run(turned(by_kernels), torch.float32, device=device), case.run(turned(plain_tail)))
+
+
 def check_large_mean(device: str) -> None:
     """Channel means of 15 deviations, in float32; on a CPU PyTorch's batch norm sums in float64."""
     for kind, shape in (("se", (4, 8, 7, 7)), ("cbam", (2, 8, 5, 5))):

@@ -79,7 +79,7 @@ def test_operators_keep_pytorchs_contract(kind: str) -> None:
     case = Case(kind, "train", Act("relu"), (2, 6, 4, 3))
     x, shortcut = case.maps[0], case.maps[2]
     peak = 2 if kind == "cbam" else 0
-    arguments = (x, case.weight, torch.zeros(6).double(), torch.ones(6).double(), 0.1, True, peak)
+    arguments = (x, case.weight, torch.zeros(6).double(), torch.ones(6).double(), None, 0.1, True, peak)
     mean, var, pool, top, _ = operators.tail_statistics(*arguments)
     torch.library.opcheck(torch.ops.ferattn.tail_statistics.default, arguments)
 
@@ -94,6 +94,17 @@ def test_operators_keep_pytorchs_contract(kind: str) -> None:
     out, *rest = (t.detach() for t in operators.tail(*arguments))
     small = tuple(None if t is None else t.detach() for t in small)
     torch.library.opcheck(torch.ops.ferattn.tail_backward.default, (case.maps[1], x, out, *small, *rest, *options))
+
+
+@pytest.mark.parametrize("kind", ["se", "eca", "cbam"])
+def test_operators_run_twice_in_eval_mode_before_they_go_back(kind: str) -> None:
+    torch.manual_seed(5)
+    case = Case(kind, "eval", Act("relu"), (2, 6, 4, 3))
+
+    def twice(tail: Any) -> Any:
+        return lambda x, *rest: tail(x, *rest) + tail(x.flip(0), *rest)
+
+    _close(case.run(twice(_through)), case.run(twice(plain_tail)))
 
 
 @pytest.mark.parametrize("kind", ["se", "eca", "cbam"])
@@ -215,7 +226,7 @@ def test_small_tensors_stay_small(kind: str, share: float, last: bool, monkeypat
         gate = Case(kind, "train", Act(), (1, 256, 1, 1)).gate
         name, flag, weights = weights_of(gate)
         c, cbam = torch.empty(256), kind == "cbam"
-        found = launch.statistics(x, c, c, c, 0.1, batch=True, peak=2 if cbam else 0)
+        found = launch.statistics(x, c, c, c, None, 0.1, batch=True, peak=2 if cbam else 0)
         small = Small(c, c, found[0], found[1], found[2], found[3] if cbam else None, *weights)
         options = Options(name, flag, True, 1e-5, "relu", 1.0, "shared")
         left = launch.forward(x, x, small, options, save=True)

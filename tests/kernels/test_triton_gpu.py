@@ -58,6 +58,12 @@ def test_nan_and_inf_come_out_where_pytorchs_do(kind: str, value: float, mode: s
     laws.check_no_numbers(kind, mode, value, "cuda")
 
 
+@pytest.mark.parametrize("kind", ["se", "cbam"])
+@pytest.mark.parametrize("mode", laws.MODES)
+def test_weights_may_be_strided(kind: str, mode: str) -> None:
+    laws.check_strided_weights(kind, mode, "cuda")
+
+
 def test_a_large_mean_is_not_cancelled_away() -> None:
     laws.check_large_mean("cuda")
 

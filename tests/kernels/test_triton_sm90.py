@@ -99,7 +99,9 @@ def _tail(
     elif kind == "se":
         weights = (*weights[:4], None, None)
     wanted = launch.tie_rule(ties) if kind == "cbam" else 0
-    mean, var, pool, peak, held = launch.statistics(x, empty(c), empty(c), empty(c), 0.1, batch=True, peak=wanted)
+    mean, var, pool, peak, held = launch.statistics(
+        x, empty(c), empty(c), empty(c), None, 0.1, batch=True, peak=wanted
+    )
     small = Small(empty(c), empty(c), mean, var, pool, peak if wanted else None, *weights)
     options = Options(kind, flag and kind == "cbam", True, 1e-5, act, 1.0, ties)
     left = launch.forward(x, x, small, options, save=True)

@@ -25,6 +25,8 @@ PATHS = ("auto", "plain", "triton")
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _LARGEST_FILTER = 31
+_MOST_PLACES = 65535 * 64
+"""CUDA's limit to a grid, in the kernels' tiles of 64 places."""
 
 
 class Decision(NamedTuple):
@@ -141,6 +143,10 @@ def _hindrance(x: Tensor, shortcut: Tensor | None, gate: Gate, norm: Norm | None
         return "the map is empty"
     if x.shape[1] * x.shape[2] * x.shape[3] >= 2**31:
         return "a sample has 2**31 values or more"
+    if x.shape[2] * x.shape[3] > _MOST_PLACES:
+        return f"a map has more than {_MOST_PLACES} places"
+    if norm is not None and any(t is not None and not t.is_contiguous() for t in norm[2:4]):
+        return "the running statistics are strided"
     tensors = (*(() if norm is None else norm), *gate, shortcut)
     for tensor in tensors:
         if isinstance(tensor, Tensor) and tensor.device != x.device:

@@ -20,6 +20,7 @@ __all__ = [
     "Pools",
     "by_channel",
     "by_place",
+    "dense",
     "flags",
     "forward",
     "interpreted",
@@ -163,6 +164,11 @@ def flags(p: Small) -> dict[str, Any]:
     return {"NORM": p.mean is not None, "WEIGHT": p.weight is not None, "BIAS": p.bias is not None}
 
 
+def dense(p: Small) -> Small:
+    """The small tensors as the kernels index them; a filter of a channels_last model lies otherwise."""
+    return Small(*(None if t is None else t.contiguous() for t in p))
+
+
 def or_any(t: Tensor | None, any_: Tensor) -> Tensor:
     """A pointer must point somewhere, even where a flag says that nobody follows it."""
     return any_ if t is None else t
@@ -195,6 +201,7 @@ def statistics(
     weight: Tensor | None,
     running_mean: Tensor | None,
     running_var: Tensor | None,
+    centre: Tensor | None,
     momentum: float,
     *,
     batch: bool,
@@ -202,11 +209,12 @@ def statistics(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Mean and variance of the batch, pools less the mean and extremes of every sample, and ties. Two launches.
 
-    Not for a ``batch``, pools are taken less the running mean, and mean and variance are not written.
+    Not for a ``batch``, pools are taken less ``centre``, the norm's mean, and mean and variance are not written.
     """
     of, (x_,) = laid_out(x)
     assert x_ is not None
-    found, squares = pools(x_, of, weight, running_mean, batch=batch, peak=peak)
+    weight = None if weight is None else weight.contiguous()
+    found, squares = pools(x_, of, weight, centre, batch=batch, peak=peak)
     mean, var = torch.empty_like(found.means[0, 0]), torch.empty_like(found.means[0, 0])
     pool = torch.empty_like(found.means[:, 0])
     top = torch.empty_like(pool) if peak else pool.new_empty(0)
@@ -214,11 +222,11 @@ def statistics(
     track = batch and running_mean is not None and running_var is not None
     launch(
         maps.finish_kernel, (over(of.c, 16),),
-        x_, x_ if batch else or_any(running_mean, x_), or_any(weight, x_),
+        x_, or_any(centre, x_), or_any(weight, x_),
         or_any(running_mean, mean), or_any(running_var, var),
         found.means, squares, found.peaks, found.ties, mean, var, pool, top, ties,
         momentum, of.b, found.splits, found.rows, of.c, of.p,
-        LAST=of.last, CENTRE=_centre(running_mean, batch), TRACK=track, PEAK=peak, WEIGHT=weight is not None,
+        LAST=of.last, CENTRE=_centre(centre, batch), TRACK=track, PEAK=peak, WEIGHT=weight is not None,
         BLOCK_B=up(of.b, 1, 128), BLOCK_C=16, num_warps=4,
     )  # fmt: skip
     return mean, var, pool, top, ties
@@ -231,7 +239,7 @@ def forward(x: Tensor, shortcut: Tensor | None, p: Small, o: Options, *, save: b
     """
     of, (x_, shortcut) = laid_out(x, shortcut)
     assert x_ is not None
-    x = x_
+    x, p = x_, dense(p)
     small = of.c * of.p * x.element_size() <= ONE_LAUNCH_BYTES
     if small and not save and p.pool is None and o.kind != "eca":
         return _at_once(x, shortcut, of, p, o)

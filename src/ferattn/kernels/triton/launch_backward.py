@@ -15,6 +15,7 @@ from ferattn.kernels.triton.launch import (
     Layout,
     by_channel,
     by_place,
+    dense,
     flags,
     laid_out,
     or_any,
@@ -66,7 +67,7 @@ def backward(
     of, (x_, dout_, kept) = laid_out(x, dout, kept)
     assert x_ is not None
     assert dout_ is not None
-    x, dout = x_, dout_
+    x, dout, p = x_, dout_, dense(p)
     cbam, refined = o.kind == "cbam", o.flag or o.kind != "cbam"
     dz, sums, dlogits_s = _before(dout, x, kept, of, f, o)
     spread, partial, rows = dlogits_s, sums.values, 0

@@ -39,8 +39,9 @@ def tail_through_operators(
     if options.training or save:
         with torch.no_grad():
             wanted = launch.tie_rule(ties) if kind == "cbam" else 0
+            centre, *tracked = (None, mean, var) if options.training else (mean, None, None)
             batch_mean, batch_var, pool, peak, found = tail_statistics(
-                x.detach(), norm.weight, mean, var, norm.momentum, options.training, wanted
+                x.detach(), norm.weight, *tracked, centre, norm.momentum, options.training, wanted
             )
         if options.training:
             mean, var = batch_mean, batch_var
@@ -52,13 +53,17 @@ def tail_through_operators(
 
 @triton_op("ferattn::tail_statistics", mutates_args={"running_mean", "running_var"})
 def tail_statistics(
-    x: Tensor, weight: Maybe, running_mean: Maybe, running_var: Maybe, momentum: float, batch: bool, peak: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Mean and variance, (c), of a batch, and mean, decisive extreme and its ties, (b, c), of each map."""
+    x: Tensor, weight: Maybe, running_mean: Maybe, running_var: Maybe, centre: Maybe,
+    momentum: float, batch: bool, peak: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Mean and variance, (c), of a batch, and mean, decisive extreme and its ties, (b, c), of each map.
+
+    Not for a ``batch``, ``centre`` is the norm's mean. The running statistics are arguments for a batch only: PyTorch
+    takes them for changed by every call, and what an earlier call saved of them would be lost to its backward pass.
+    """
     if launch.runs_here(x):
-        return launch.statistics(x, weight, running_mean, running_var, momentum, batch=batch, peak=peak)
-    buffers = (running_mean, running_var) if batch else (None, None)
-    norm = Norm(weight, None, *buffers, training=True, momentum=momentum)
+        return launch.statistics(x, weight, running_mean, running_var, centre, momentum, batch=batch, peak=peak)
+    norm = Norm(weight, None, running_mean, running_var, training=True, momentum=momentum)
     ties = "first" if peak == 3 else "shared"
     mean, var, pool, top = passes.moments(x, norm, with_peak=peak > 0, ties=ties)
     assert mean is not None
