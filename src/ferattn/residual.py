@@ -254,8 +254,8 @@ def _attention(block: Any) -> Any:
 def _weight(attention: Any) -> Tensor:
     """A weight of the attention; the copies of a model on several GPUs hold theirs as mere attributes."""
     if type(attention) is ECA:
-        return attention.conv.weight  # type: ignore[no-any-return]
-    return (attention.channel if type(attention) is CBAM else attention).layers[0]  # type: ignore[no-any-return]
+        return attention.conv.weight
+    return (attention.channel if type(attention) is CBAM else attention).layers[0]
 
 
 def _refusal(block: Any) -> str | None:

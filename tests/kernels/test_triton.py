@@ -288,6 +288,7 @@ def test_a_compiled_tail_follows_what_is_forced() -> None:
     [
         (lambda x, gate: (x.double(), gate), "the map is float64"),
         (lambda x, gate: (x[:0], gate), "the map is empty"),
+        (lambda x, gate: (x[:1, :, :1, :1].expand(1, 6, 2048, 2048), gate), "a map has more than"),
         (lambda x, gate: (x, gate._replace(weight=torch.ones(1, 1, 33))), "a filter of 33"),
         (lambda x, gate: (x, gate._replace(weight=torch.ones(1, 1, 4))), "a filter of 4"),
         (lambda x, gate: (x, gate._replace(weight=gate.weight.double())), "a weight is float64"),
@@ -301,7 +302,7 @@ def test_what_the_kernels_do_not_take_is_named(
     x, _, gate = _arguments()
     assert explain(x, None, gate).path == "triton"
     x, gate = change(x, gate)
-    assert str(explain(x, None, gate)) == f"plain: {reason}"
+    assert str(explain(x, None, gate)).startswith(f"plain: {reason}")
 
 
 def test_an_old_gpu_takes_the_plain_passes(monkeypatch: pytest.MonkeyPatch) -> None:

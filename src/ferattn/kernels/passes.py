@@ -9,6 +9,7 @@ gate (b, c), s the spatial gate (b, 1, h, w), z what the activation reads; a d b
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +37,7 @@ __all__ = [
     "differentiable_backward",
     "forward",
     "moments",
+    "no_autocast",
     "statistics",
 ]
 
@@ -72,6 +74,14 @@ class Options(NamedTuple):
     act: str
     alpha: float
     ties: str
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """The passes choose their dtypes themselves."""
+    device = x.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def accumulator(x: Tensor) -> torch.dtype:

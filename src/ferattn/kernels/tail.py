@@ -7,7 +7,6 @@ backward sums follow from sums that the attention takes anyway. Only the convolu
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +17,16 @@ from ferattn import reference
 from ferattn.errors import choose
 from ferattn.kernels.dispatch import decide
 from ferattn.kernels.parts import Act, CBAMGate, ECAGate, Gate, Norm, SEGate, require, weights_of
-from ferattn.kernels.passes import FROM_INPUT, Options, Small, backward, differentiable_backward, forward, statistics
+from ferattn.kernels.passes import (
+    FROM_INPUT,
+    Options,
+    Small,
+    backward,
+    differentiable_backward,
+    forward,
+    no_autocast,
+    statistics,
+)
 
 __all__ = ["fused_tail", "plain_tail"]
 
@@ -94,7 +102,7 @@ def fused_tail(
     if ties not in _TIES:
         choose(dict.fromkeys(_TIES), ties, "rule for ties")
     by = decide(x, shortcut, gate, norm, path).path
-    with _no_autocast(x):
+    with no_autocast(x):
         if by == "triton":
             from ferattn.kernels.triton.operators import tail_through_operators  # importing Triton takes long
 
@@ -127,7 +135,7 @@ class _Tail(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         x, kept, pooled, s, *rest = ctx.saved_tensors
         small, options = Small(*rest), Options(*ctx.options)
-        with _no_autocast(x):
+        with no_autocast(x):
             if torch.is_grad_enabled():
                 found = differentiable_backward(gradients[0], x, kept, small, options)
             else:
@@ -137,11 +145,3 @@ class _Tail(torch.autograd.Function):
         return tuple(
             gradient if needed else None for gradient, needed in zip(in_order, ctx.needs_input_grad, strict=True)
         )
-
-
-def _no_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """The passes choose their dtypes themselves."""
-    device = x.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return nullcontext()
-    return torch.autocast(device, enabled=False)

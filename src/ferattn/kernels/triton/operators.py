@@ -143,13 +143,14 @@ def _go_back(ctx: Any, dout: Tensor | None, *_: None) -> tuple[Any, ...]:
     x, kept, *rest = ctx.saved_tensors
     options = Options(*ctx.options)
     found: tuple[Tensor | None, ...]
-    if torch.is_grad_enabled():
-        small = _plain(x, Small(*rest[:12]), options)
-        found = passes.differentiable_backward(dout, x, kept, small, options)
-    else:
-        found = tail_backward(dout, x, kept, *rest, *options)
-        if options.act == "identity":
-            found = (found[0], dout, *found[2:])
+    with passes.no_autocast(x):
+        if torch.is_grad_enabled():
+            small = _plain(x, Small(*rest[:12]), options)
+            found = passes.differentiable_backward(dout, x, kept, small, options)
+        else:
+            found = tail_backward(dout, x, kept, *rest, *options)
+    if not torch.is_grad_enabled() and options.act == "identity":
+        found = (found[0], dout, *found[2:])
     dx, dshortcut, dweight, dbias, *dgate = found
     in_order = (dx, dshortcut, dweight, dbias, None, None, None, None, *dgate, *nothing[14:])
     return tuple(
