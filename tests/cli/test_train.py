@@ -269,3 +269,24 @@ def test_two_processes_do_what_one_does(images: Path, tmp_path: Path) -> None:
     for column in ("step", "train_loss", "train_accuracy", "val_loss", "val_accuracy"):
         np.testing.assert_allclose(rows[0][column], rows[1][column], rtol=1e-3, atol=1e-3)
     assert two.results["test"]["accuracy"] == pytest.approx(one.results["test"]["accuracy"], abs=0.11)
+
+
+def test_a_run_begins_with_the_weights_of_another(images: Path, trained: Path, tmp_path: Path) -> None:
+    first, out = load_file(trained / "model.safetensors"), tmp_path / "second"
+    options = ("--recipe", "luo2023", "--model", "cnn_se", "--data", images, *FAST, "--set", "lr=1e-9")
+    said = run("train", *options, "--set", "lr_min=1e-10", "--out", out, "--warm-start", trained)
+    assert said.startswith("0"), said
+    assert "tensors loaded from" in said
+    second = load_file(out / "model.safetensors")
+    torch.testing.assert_close(second["features.0.weight"], first["features.0.weight"], rtol=0, atol=1e-6)
+    began = RunFolder(out).config["warm_start"]
+    assert began["config"] == RunFolder(trained).config
+    said = run("train", *options, "--set", "lr_min=1e-10", "--out", out)
+    assert said.startswith("2")
+    assert "warm_start" in said
+    said = run("train", *options, "--out", tmp_path / "third", "--warm-start", tmp_path / "nowhere")
+    assert "no weights there" in said
+    said = run("ship", out, tmp_path / "cnn_se", "--data", images, "--terms", "Toys.")
+    assert said.startswith("0"), said
+    commands = json.loads((tmp_path / "cnn_se" / "config.json").read_text())["ferattn"]["commands"]
+    assert ["--out RUN1 " in commands[0], "--warm-start RUN1" in commands[1], "ship RUN" in commands[2]] == [True] * 3

@@ -42,7 +42,7 @@ def ship(
     from ferattn.cli.evaluate import open_trained
     from ferattn.data import open_dataset
     from ferattn.errors import InvalidOption
-    from ferattn.training import Recipe, RunFolder, make_parts
+    from ferattn.training import Recipe, RunFolder
     from ferattn.training.card import make_card
     from ferattn.training.shipping import compare_rounded, halve, read_curves, write_shipment
 
@@ -52,14 +52,12 @@ def ship(
     name, recipe = str(config["model"]), Recipe().changed(config["recipe"])
     dataset = open_dataset(data, KINDS.get(config["data"]["dataset"]))
     allowed = _terms(config["data"]["dataset"], terms)
-    parts = make_parts(
-        dataset.with_classes(classes, allow_missing=True),
-        recipe,
-        seed=config["split_seed"],
-        fold=config["fold"],
-        limit=config["limit"],
-        subset_seed=config["seed"],
-    )
+    parts = _parts(config, dataset, classes)
+    earlier = [
+        _parts(began, dataset, tuple(began["data"]["classes"]))
+        for began in _earlier(config)
+        if began["data"]["dataset"] == config["data"]["dataset"]
+    ]
     saved = finished.predictions(parts.test_on)
     before = _predict(network, transform, parts.test, parts.label, "none", batch_size)
     compare_rounded(saved, before, f"{run}: its weights")
@@ -76,7 +74,9 @@ def ship(
     for part in split or []:
         if part in figures:
             raise InvalidOption(f"--split {part}: reported anyway, as the run's test.")
-        figures[part] = _by_views(plain, transform, _unseen(dataset, part, parts, classes), part, recipe, results)
+        figures[part] = _by_views(
+            plain, transform, _unseen(dataset, part, [parts, *earlier], classes), part, recipe, results
+        )
     about = _description(plain, transform, name, tag or _tag(config))
     facts = {
         "architecture": name,
@@ -99,7 +99,7 @@ def ship(
             "subjects": None if dataset.subjects is None else len(set(dataset.subjects)),
             "validation_from_train": bool(recipe.validation_fraction),
             "terms": allowed,
-            "commands": [_train_command(config, recipe), _ship_command(name, split, tag, terms)],
+            "commands": [*_train_commands(config), _ship_command(name, split, tag, terms)],
         },
     }
     write_shipment(out, halved, facts, make_card(facts), read_curves(run / "curves.png"))
@@ -160,15 +160,43 @@ def _by_views(
     }
 
 
-def _unseen(dataset: FaceDataset, part: str, parts: Parts, classes: tuple[str, ...]) -> FaceDataset:
-    """An official part, none of which the run was trained or chosen on."""
+def _earlier(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The configs of the runs whose weights a run began with, the nearest first."""
+    from ferattn.errors import InvalidOption
+
+    found = []
+    while "warm_start" in config:
+        config = config["warm_start"]["config"]
+        if config is None:
+            raise InvalidOption("the run began with weights from a file, and what those learnt from is not known.")
+        found.append(config)
+    return found
+
+
+def _parts(config: dict[str, Any], dataset: FaceDataset, classes: tuple[str, ...]) -> Parts:
+    """The images of a run, divided as it divided them."""
+    from ferattn.training import Recipe, make_parts
+
+    return make_parts(
+        dataset.with_classes(classes, allow_missing=True),
+        Recipe().changed(config["recipe"]),
+        seed=config["split_seed"],
+        fold=config["fold"],
+        limit=config["limit"],
+        subset_seed=config["seed"],
+    )
+
+
+def _unseen(dataset: FaceDataset, part: str, runs: list[Parts], classes: tuple[str, ...]) -> FaceDataset:
+    """An official part, none of which was trained or chosen on, in the run itself or one that it began with."""
     from ferattn.errors import InvalidOption
 
     images = dataset.part(part).with_classes(classes, allow_missing=True)
-    for role, used in (("trained", parts.train), ("chosen", parts.validation)):
-        shared = len(set(images.ids) & set(used.ids))
-        if shared:
-            raise InvalidOption(f"--split {part}: the run was {role} on {shared} of its {len(images)} images.")
+    for parts in runs:
+        for role, used in (("trained", parts.train), ("chosen", parts.validation)):
+            shared = len(set(images.ids) & set(used.ids))
+            if shared:
+                raise InvalidOption(f"--split {part}: the run was {role} on {shared} of its {len(images)} images.")
     return images
 
 
@@ -232,17 +260,27 @@ def _tag(config: dict[str, Any]) -> str:
     return f"{recipe}{variant}_{dataset}".replace(".", "-")
 
 
-def _train_command(config: dict[str, Any], recipe: Recipe) -> str:
-    """What has to be typed to train the same again."""
+def _train_commands(config: dict[str, Any]) -> list[str]:
+    """What has to be typed to train the same again, from random weights on."""
+    chain = [config, *_earlier(config)][::-1]
+    folders = [f"RUN{number}" for number in range(1, len(chain))] + ["RUN"]
+    return [
+        _train_command(link, out, begin) for link, out, begin in zip(chain, folders, [None, *folders], strict=False)
+    ]
+
+
+def _train_command(config: dict[str, Any], out: str, begin: str | None) -> str:
     from dataclasses import fields
 
-    from ferattn.training import load_recipe
+    from ferattn.training import Recipe, load_recipe
 
+    recipe = Recipe().changed(config["recipe"])
     name, data, machine = config["recipe_name"], config["data"], config["machine"]
     written = load_recipe(name, KINDS.get(data["dataset"], "folder"), config["variant"])
     words: list[Any] = ["ferattn", "train", "--recipe", name]
     words += ["--variant", config["variant"]] if config["variant"] else []
-    words += ["--model", config["model"], "--data", "DATA", "--out", "RUN", "--seed", config["seed"]]
+    words += ["--model", config["model"], "--data", "DATA", "--out", out, "--seed", config["seed"]]
+    words += ["--warm-start", begin] if begin else []
     for field in fields(recipe):
         value = getattr(recipe, field.name)
         if value != getattr(written, field.name):

@@ -38,6 +38,7 @@ class Job:
     split_seed: int
     fold: int
     limit: int | None
+    warm_start: Path | None
     accelerator: str
     devices: int
     num_nodes: int
@@ -92,6 +93,9 @@ def train(
     split_seed: Annotated[int, typer.Option(help="Of random splits; keep it while --seed changes.")] = 0,
     fold: Annotated[int, typer.Option(help="Which fold, where the split has several.")] = 0,
     limit: Annotated[int | None, typer.Option(help="At most so many images in each part: a smoke run.")] = None,
+    warm_start: Annotated[
+        Path | None, typer.Option(help="Begin with the weights of this finished run, or of a .safetensors file.")
+    ] = None,
     accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
     devices: Annotated[int, typer.Option(help="Processes on each machine.")] = 1,
     num_nodes: Annotated[int, typer.Option(help="Machines.")] = 1,
@@ -117,6 +121,7 @@ def train(
         split_seed=split_seed,
         fold=fold,
         limit=limit,
+        warm_start=warm_start,
         accelerator=accelerator,
         devices=devices,
         num_nodes=num_nodes,
@@ -146,8 +151,11 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
     from ferattn.data import open_dataset
     from ferattn.data.opening import guess_kind
     from ferattn.errors import InvalidOption
-    from ferattn.training import Machine, fit, load_recipe, make_parts
+    from ferattn.training import Machine, fit, load_recipe, make_parts, warm_start
+    from ferattn.training.warm_start import origin, weights_file
 
+    if job.warm_start is not None:
+        weights_file(job.warm_start)  # before the data is read
     if not 0 <= job.seed < 2**31:
         raise InvalidOption(f"--seed {job.seed}: from 0 to 2147483647.")
     load_recipe(job.recipe, None, job.variant)  # misspelt names are told before the data is read
@@ -171,8 +179,9 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
     if job.limit is not None and len(parts.train) < settings.batch_size:
         settings = settings.changed({"batch_size": len(parts.train)})
     torch.manual_seed(job.seed)
-    network = build_model(job.model, settings, classes=len(parts.train.classes), pretrained=settings.pretrained)
-    about = {
+    fresh = settings.pretrained and job.warm_start is None
+    network = build_model(job.model, settings, classes=len(parts.train.classes), pretrained=fresh)
+    about: dict[str, Any] = {
         "model": job.model,
         "recipe_name": job.recipe,
         "variant": job.variant,
@@ -180,6 +189,10 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
         "fold": job.fold,
         "limit": job.limit,
     }
+    if job.warm_start is not None:
+        about["warm_start"] = origin(job.warm_start)
+        report = warm_start(network, job.warm_start, tuple(parts.train.classes))
+        Console(stderr=True, soft_wrap=True, highlight=False).print(str(report), markup=False)
     run = fit(network, parts, settings, job.out, seed=job.seed, about=about, machine=machine)
     if run.finished and not job.checkpoints:
         shutil.rmtree(run.best.parent, ignore_errors=True)

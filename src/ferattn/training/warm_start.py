@@ -1,0 +1,81 @@
+"""Begin with the weights of an earlier run instead of random ones: what was learnt on FER2013 goes on to CK+."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from ferattn.errors import InvalidInput, InvalidOption
+from ferattn.training.folder import RunFolder
+from ferattn.weights import LoadReport, fit_own_weights
+
+__all__ = ["origin", "warm_start", "weights_file"]
+
+
+def weights_file(path: Path) -> Path:
+    """The safetensors file of a finished run, or the one that was named.
+
+    Raises:
+        InvalidOption: If there is none.
+    """
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise InvalidOption(f"{path}: no weights there; the folder of a finished run, or a .safetensors file.")
+    return file
+
+
+def origin(path: Path) -> dict[str, Any]:
+    """What a later run keeps of the weights it began with: their SHA-256, and their own run's config if known."""
+    file = weights_file(path)
+    return {
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "config": RunFolder(path).config if path.is_dir() else None,
+    }
+
+
+def warm_start(model: Any, path: Path, classes: tuple[str, ...]) -> LoadReport:
+    """Put the weights of an earlier run into a model of the same architecture.
+
+    The classifier is taken over only where it has the same number of classes and, as far as the run says which ones,
+    the same classes in the same order; else it stays random. A fully connected head for pictures of another
+    size is fitted to the model's.
+
+    Args:
+        model: A model of :func:`ferattn.create_model`; its weights are replaced.
+        path: The folder of a finished run, or a ``.safetensors`` file.
+        classes: The model's classes, in order.
+
+    Returns:
+        What was loaded, and what is new.
+
+    Raises:
+        InvalidOption: If there are no weights.
+        InvalidInput: If the file is damaged.
+        WeightsMismatch: If they are another model's weights.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    file = weights_file(path)
+    try:
+        weights = load(file.read_bytes())
+    except SafetensorError as error:
+        raise InvalidInput(f"{file}: damaged ({error}).") from error
+    adapted: list[str] = []
+    fitted = fit_own_weights(weights, model, adapted=adapted)
+    own = model.state_dict()
+    for key in adapted:
+        if fitted[key].shape != own[key].shape:
+            raise InvalidOption(
+                f"{file}: {key} reads pictures of {fitted[key].shape[1]} channels, the model {own[key].shape[1]}."
+            )
+    learnt = tuple(RunFolder(path).config["data"]["classes"]) if path.is_dir() else classes
+    head = [key for key in own if key.startswith(f"{model.pretrained_cfg['classifier']}.")]
+    if learnt != classes or any(key not in fitted or fitted[key].shape != own[key].shape for key in head):
+        fitted |= {key: own[key] for key in head}
+        new = tuple(head)
+    else:
+        new = ()
+    model.load_state_dict(fitted)
+    return LoadReport(str(path), tuple(key for key in own if key not in new), tuple(adapted), new)
