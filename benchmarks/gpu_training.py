@@ -207,7 +207,7 @@ class Study:
     def _trial(self, plan: Grid) -> Grid:
         """Two short epochs of everything, as many runs at once as later."""
         cells = tuple(replace(cell, fraction=SHARE * cell.fraction) for cell in plan.cells)
-        one_seed = self.part.fit and len(cells) > 1
+        one_seed = len(cells) > 1 and (self.part.fit or self.options.smoke)
         return replace(plan.changed(schedule(2)), cells=cells, seeds=plan.seeds[: 1 if one_seed else None])
 
     def _fit_one(self, name: str, trial: Grid, left: float) -> None:
