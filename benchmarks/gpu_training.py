@@ -34,8 +34,8 @@ from ferattn.cli.study import Cell, Grid, carry_out_study, load_grid
 from ferattn.cli.train import build_model
 from ferattn.cli.workers import gpus
 from ferattn.data import open_dataset
-from ferattn.errors import FerattnError, InvalidInput
-from ferattn.training import Recipe, RunFolder, evaluate, make_parts, predict
+from ferattn.errors import FerattnError, InvalidOption
+from ferattn.training import Recipe, RunFolder, evaluate, load_recipe, make_parts, predict
 
 STUDIES = Path(__file__).parent / "studies"
 LARGEST = 15_500_000  # bytes of one file in --out
@@ -45,6 +45,7 @@ AFTER = 8.0  # seconds that a run takes for its test, intervals and pictures
 SHARE = 0.25  # of the training images, in trials
 ENOUGH = 32 * 2**30  # bytes of free memory that make it the place for the runs' checkpoints
 MOST = 8  # files in --out
+READY = 25.0  # seconds to start Python and read the images
 RESERVE = 50.0  # seconds for the report, and for the runs' own last figures
 
 
@@ -103,12 +104,19 @@ def main() -> None:
         return
     part = PARTS[options.part]
     chosen = [number for number, name in enumerate(part.grids) if options.only in (None, name)]
+    if options.epochs and not part.fit:
+        parser.error(f"--epochs {options.epochs}: the part {options.part} keeps its recipe's.")
     if not chosen:
         parser.error(f"--only {options.only}: the part {options.part} has {', '.join(part.grids)}.")
     with tempfile.TemporaryDirectory(dir=in_memory()) as temporary:
-        study = Study(options, part, chosen, begun, options.work or Path(temporary))
-        study.carry_out()
-        study.collect()
+        try:
+            study = Study(options, part, chosen, begun, options.work or Path(temporary))
+        except InvalidOption as error:
+            parser.error(str(error))
+        try:
+            study.carry_out()
+        finally:  # what has finished is kept, whatever happened
+            study.collect()
 
 
 class Study:
@@ -118,10 +126,10 @@ class Study:
         self.options, self.part, self.work = options, part, work
         reserve = 0.0 if options.smoke else RESERVE * (1.5 if part.views else 1.0)
         self.end = begun + 60 * options.minutes - reserve
-        self.begun, self.said = begun, list[str]()
+        self.begun, self.said, self.late = begun, list[str](), list[str]()
         self.plans: dict[str, Grid] = {}
         self.workers: dict[str, int] = {}
-        self.epochs: dict[str, dict[str, float]] = {}
+        self.epochs: dict[str, dict[str, Any]] = {}
         for number in chosen:
             name = part.grids[number]
             plan = replace(load_grid(STUDIES / f"{name}.toml"), data=options.data.resolve())
@@ -129,13 +137,31 @@ class Study:
                 plan = tiny(plan)
             self.plans[name] = plan
             self.workers[name] = options.workers or (1 if options.smoke else part.workers[number])
+            self._recall(name)
 
     def carry_out(self) -> None:
-        """Fit the epochs, then train."""
-        if self.part.fit:
-            self._fit_epochs()
-        failed = self._side_by_side(self.plans, self.end, "studies")
+        """See how long everything takes, fit the epochs to the time or say what is too long for it, then train."""
+        self._fit_epochs()
+        plans = {name: plan for name, plan in self.plans.items() if name in self.epochs}
+        left = self.end - time.monotonic()
+        for name in plans:
+            self._say_what_is_late(name, left)
+        failed = self._side_by_side(plans, self.end, "studies")
         self.said += [f"{name}: {line}" for name, lines in failed.items() for line in lines]
+
+    def _recall(self, name: str) -> None:
+        """Take the epochs that an earlier call with the same --work found: with others its runs would be others."""
+        path = self.work / f"plan-{name}.json"
+        if not path.exists():
+            return
+        found = json.loads(path.read_text(encoding="utf-8"))
+        asked = {"smoke": self.options.smoke, "epochs": self.options.epochs or found["epochs"]}
+        if asked != {key: found[key] for key in asked}:
+            raise InvalidOption(
+                f"--work {self.work}: its runs of {name} have {found['epochs']} epochs, smoke: {found['smoke']}; "
+                "the same, please, or another --work."
+            )
+        self.epochs[name] = found
 
     def _side_by_side(self, plans: Mapping[str, Grid], end: float, folder: str) -> dict[str, list[str]]:
         failed: dict[str, list[str]] = {name: [] for name in plans}
@@ -158,25 +184,37 @@ class Study:
 
     def _fit_epochs(self) -> None:
         """Train two epochs of everything, all at once as later, and see how many there is time for."""
-        epochs = dict.fromkeys(self.plans, self.options.epochs)
-        if not self.options.epochs:
-            trial = {name: self._trial(plan) for name, plan in self.plans.items()}
+        new = [name for name in self.plans if name not in self.epochs]
+        if self.options.epochs:
+            self.epochs |= {name: {"epochs": self.options.epochs} for name in new}
+        elif new:
+            trial = {name: self._trial(self.plans[name]) for name in new}
             share = 1.0 if self.options.smoke else 0.4  # of the time
             failed = self._side_by_side(trial, self.begun + 60 * self.options.minutes * share, "trial")
             self.said += [f"trial of {name}: {line}" for name, lines in failed.items() for line in lines]
             left = self.end - time.monotonic()
-            epochs = {name: self._affordable(name, trial[name], left) for name in self.plans}
-        if self.options.smoke:
-            epochs = dict.fromkeys(self.plans, 1)
-        self.plans = {name: plan.changed(schedule(epochs[name])) for name, plan in self.plans.items()}
+            for name in new:
+                self._fit_one(name, trial[name], left)
+        for name in new:
+            if name in self.epochs:
+                self.epochs[name] |= {"smoke": self.options.smoke} | ({"epochs": 1} if self.options.smoke else {})
+                self.work.mkdir(parents=True, exist_ok=True)
+                write_json(self.work / f"plan-{name}.json", self.epochs[name])
+        for name, found in self.epochs.items():
+            if self.part.fit:
+                self.plans[name] = self.plans[name].changed(schedule(found["epochs"]))
 
     def _trial(self, plan: Grid) -> Grid:
         """Two short epochs of everything, as many runs at once as later."""
         cells = tuple(replace(cell, fraction=SHARE * cell.fraction) for cell in plan.cells)
-        return replace(plan.changed(schedule(2)), cells=cells, seeds=plan.seeds[: 1 if len(cells) > 1 else None])
+        one_seed = len(cells) > 1 and (self.part.fit or self.options.smoke)
+        return replace(plan.changed(schedule(2)), cells=cells, seeds=plan.seeds[: 1 if one_seed else None])
 
-    def _affordable(self, name: str, trial: Grid, left: float) -> int:
-        """Epochs for which there is time, from the second epoch of each trial run and what came before the first."""
+    def _fit_one(self, name: str, trial: Grid, left: float) -> None:
+        """Epochs for which there is time, from the second epoch of each trial run and what came before the first.
+
+        Without a trial run that has finished the grid is left out, and the others go on.
+        """
         seconds, before = [], []
         for cell in trial.cells:
             for seed in trial.seeds:
@@ -186,18 +224,41 @@ class Study:
                     seconds.append(float(rows[-1]["seconds"]) / SHARE)
                     before.append(run.results["seconds_of_last_call"] - sum(float(row["seconds"]) for row in rows))
         if not seconds:
-            raise InvalidInput(f"{name}: no trial run has finished in time. {' '.join(self.said)}")
+            self._say(self.said, f"{name}: left out, no trial run has finished in time")
+            return
         plan = self.plans[name]
         runs = len(plan.cells) * (len(plan.seeds) if len(plan.cells) == 1 else self.part.seeds)
         rounds = max(1.0, runs / self.workers[name])
-        ready = 25.0  # to start Python and read the images
         epoch, rest = float(np.mean(seconds)), float(np.mean(before)) + AFTER
         longest = max(seconds) / epoch if rounds > 1 else 1.0
         # A run that is not over in time is lost; with several rounds it is one of many.
         share = 0.75 if rounds == 1 else 0.85
-        found = (share * (left - ready) / rounds - rest) / epoch / (1 + 0.3 * (longest - 1) / rounds)
-        self.epochs[name] = {"seconds_each": epoch, "seconds_beside": rest, "runs": runs, "fitted": found}
-        return int(min(self.part.most, max(3, found)))
+        found = (share * (left - READY) / rounds - rest) / epoch / (1 + 0.3 * (longest - 1) / rounds)
+        epochs = int(min(self.part.most, max(3, found))) if self.part.fit else recipe_of(plan).epochs
+        self.epochs[name] = {"epochs": epochs, "seconds_each": epoch, "seconds_beside": rest, "runs": runs}
+        self.epochs[name] |= {"fitted": found} if self.part.fit else {}
+
+    def _say_what_is_late(self, name: str, left: float) -> None:
+        """Before anything starts: how many of the runs can hardly be over in time."""
+        found, plan = self.epochs[name], self.plans[name]
+        if "seconds_each" not in found:  # --epochs: nothing was tried
+            return
+        todo = len(plan.seeds) * len(plan.cells) - len(finished(plan, self.work / "studies" / name))
+        one = found["epochs"] * found["seconds_each"] + found["seconds_beside"]
+        rounds = (left - READY) / one
+        over = todo - (int(self.workers[name] * rounds) if rounds >= 1 else 0)
+        if over > 0:
+            self._say(
+                self.late,
+                f"{name}: {todo} runs of up to {found['epochs']} epochs, {one / 60:.1f} minutes each and "
+                f"{self.workers[name]} at a time, and {left / 60:.1f} minutes left: about {over} will not be over in "
+                "time. What has finished is kept, and the same call with --work does the others.",
+            )
+
+    @staticmethod
+    def _say(where: list[str], line: str) -> None:
+        where.append(line)
+        print(line, flush=True)
 
     def collect(self) -> None:
         """Write what there is into --out: the most important first."""
@@ -219,6 +280,7 @@ class Study:
                 for cell in plan.cells
                 if (cell, seed) not in runs[name]
             ],
+            "expected_late": self.late,
             "failed": self.said,
         }
         write_json(out / f"{part}.json", content)
@@ -293,9 +355,14 @@ class Study:
             for row in content["views"]:
                 plain, crops = 100 * row["plain"], 100 * row["ten_crop"]
                 lines.append(f"| {row['model']} | {row['seed']} | {plain:.2f} | {crops:.2f} |")
-        for title in ("missing", "failed"):
+        for title in ("expected_late", "missing", "failed"):
             if content[title]:
-                lines += ["", f"## All that is {title}", "", *(f"- {entry}" for entry in content[title])]
+                lines += [
+                    "",
+                    f"## All that is {title.replace('_', ' ')}",
+                    "",
+                    *(f"- {entry}" for entry in content[title]),
+                ]
         return "\n".join(lines) + "\n"
 
 
@@ -324,6 +391,11 @@ def tiny(plan: Grid) -> Grid:
 def schedule(epochs: int) -> dict[str, Any]:
     """The settings that depend on the number of epochs."""
     return {"epochs": epochs, "warmup_epochs": min(5, epochs // 6), "mix_off_epochs": min(20, epochs // 8)}
+
+
+def recipe_of(plan: Grid) -> Recipe:
+    """What a grid trains by on FER2013."""
+    return load_recipe(plan.recipe, "fer2013", plan.asked["variant"]).changed(plan.asked["set"])
 
 
 def finished(plan: Grid, folder: Path) -> dict[tuple[Cell, int], RunFolder]:
@@ -416,7 +488,7 @@ def speed(data: Path, out: Path, end: float, *, smoke: bool) -> None:
     Written after every model: compiling takes minutes, and the whole may be stopped. None is begun that would not
     be over by ``end`` if it took as long as the longest so far.
     """
-    from ferattn.training import Machine, fit, load_recipe
+    from ferattn.training import Machine, fit
 
     models = ("cnn_se",) if smoke else ("cnn_se", "resnet18_cbam", "resnet50_cbam_elu", "resnetv2_50_cbam_elu")
     changes = {"epochs": 2, "warmup_epochs": 0, "mix_off_epochs": 0, "stem": "own"}

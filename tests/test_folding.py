@@ -10,6 +10,8 @@ import pytest
 import torch
 from timm.layers import convert_sync_batchnorm
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ferattn import CBAM, attach, create_model, fold_norms
 from ferattn.backbones import BACKBONES
@@ -117,6 +119,27 @@ def test_a_residual_networks_other_keys_stay() -> None:
         after = set(model.state_dict())
         assert {key for key in after - before if not key.endswith("bias")} == set()
         assert all(".bn" in key or "norm" in key or key.startswith("bn1") or ".1." in key for key in before - after)
+
+
+class _NoFloat64(TorchDispatchMode):
+    """Refuses float64 anywhere but on the CPU, as Apple's GPUs do."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(tensor, torch.Tensor) and tensor.dtype is torch.float64 and tensor.device.type != "cpu":
+                raise TypeError(f"{func}: there is no float64 on {tensor.device}")
+        return made
+
+
+def test_a_device_without_float64_will_do() -> None:
+    with FakeTensorMode(), _NoFloat64():  # tensors that say they are there, without the device
+        model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False, device="cuda"), nn.BatchNorm2d(4, device="cuda")).eval()
+        with pytest.raises(TypeError, match="no float64"):
+            model[0].weight.double()
+        assert fold_norms(model) == 1
+    for tensor in (model[0].weight, model[0].bias):
+        assert (tensor.device.type, tensor.dtype) == ("cuda", torch.float32)
 
 
 def test_training_mode_is_refused() -> None:

@@ -67,13 +67,116 @@ def test_epochs_are_fitted_to_the_time(script: Any, tmp_path: Path) -> None:
     assert trial.asked["set"]["epochs"] == 2
     for cell in trial.cells:
         _trial_run(tmp_path / "trial" / "relu_elu" / "runs" / cell.folder(0), 1.0, 13.0)
-    few, many = (study._affordable("relu_elu", trial, left) for left in (200.0, 400.0))
+
+    def fitted(left: float) -> int:
+        study._fit_one("relu_elu", trial, left)
+        return int(study.epochs["relu_elu"]["epochs"])
+
+    few, many = fitted(200.0), fitted(400.0)
     rounds = 40 / 16
     assert 3 <= few < many
     assert rounds * (4 * many + 18) + 25 < 400  # four seconds an epoch, ten before and eight after
     assert rounds * (4 * (many + 5) + 18) + 25 > 0.8 * 400
-    assert study._affordable("relu_elu", trial, 1e9) == part.most
-    assert study._affordable("relu_elu", trial, 30.0) == 3
+    assert fitted(1e9) == part.most
+    assert fitted(30.0) == 3
+
+
+def _study(script: Any, part: str, work: Path, slow: dict[str, float], **more: Any) -> Any:
+    """A study whose runs only seem to run; trials take so many seconds for an epoch, or never finish."""
+    chosen = script.PARTS[part]
+    asked = {"part": part, "data": work, "minutes": 9.0, "smoke": False, "workers": None, "epochs": None} | more
+    study = script.Study(
+        Namespace(**asked), chosen, list(range(len(chosen.grids))), script.time.monotonic(), work / "runs"
+    )
+    study.calls = []
+
+    def side_by_side(plans: Any, end: float, folder: str) -> dict[str, list[str]]:
+        study.calls.append((folder, list(plans)))
+        for name, plan in plans.items():
+            if folder == "trial" and name in slow:
+                for cell, seed in ((cell, seed) for cell in plan.cells for seed in plan.seeds):
+                    _trial_run(study.work / folder / name / "runs" / cell.folder(seed), slow[name], 13.0)
+        return {name: [] for name in plans}
+
+    study._side_by_side = side_by_side
+    return study
+
+
+def test_a_grid_whose_trial_does_not_finish_is_left_out_alone(
+    script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = _study(script, "strong", tmp_path, {"strong-cnn": 0.5, "strong-resnet18": 0.5})
+    study.carry_out()
+    assert study.calls[1] == ("studies", ["strong-cnn", "strong-resnet18"])
+    assert study.said == ["strong-resnetv2_50: left out, no trial run has finished in time"]
+    assert study.said[0] in capsys.readouterr().out
+    assert [plan.asked["set"].get("epochs", 0) > 3 for plan in study.plans.values()] == [True, True, False]
+    study.options.out = tmp_path / "out"
+    study.options.out.mkdir()
+    study.part = script.replace(study.part, views=False)
+    study.collect()
+    content = json.loads((tmp_path / "out" / "strong.json").read_text())
+    assert content["failed"] == study.said
+    assert any(line.startswith("strong-resnetv2_50: ") for line in content["missing"])
+
+
+def test_a_second_call_goes_on_with_the_epochs_of_the_first(script: Any, tmp_path: Path) -> None:
+    slow = {"strong-cnn": 0.5, "strong-resnet18": 2.0}
+    first = _study(script, "strong", tmp_path, slow)
+    first.carry_out()
+    second = _study(script, "strong", tmp_path, {"strong-cnn": 5.0, "strong-resnetv2_50": 4.0}, minutes=20.0)
+    second.carry_out()
+    assert second.calls == [("trial", ["strong-resnetv2_50"]), ("studies", list(second.plans))]
+    for name in slow:
+        assert second.plans[name] == first.plans[name]
+    with pytest.raises(script.InvalidOption, match=r"its runs of strong-cnn have .* epochs, smoke: False; the same"):
+        _study(script, "strong", tmp_path, {}, epochs=2)
+    with pytest.raises(script.InvalidOption, match="another --work"):
+        _study(script, "strong", tmp_path, {}, smoke=True)
+    same = Namespace(**{**vars(first.options), "epochs": first.epochs["strong-cnn"]["epochs"]})
+    assert script.Study(same, first.part, [0], 0.0, first.work).epochs == {"strong-cnn": first.epochs["strong-cnn"]}
+
+
+def test_what_the_recipes_length_has_no_time_for_is_said_first(
+    script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = _study(script, "luo", tmp_path, {"luo-honest": 10.0, "luo-as-published": 0.1})
+    study._say_what_is_late = lambda *given: (
+        study.calls.append("said"),
+        type(study)._say_what_is_late(study, *given),
+    )
+    study.carry_out()
+    assert [call if call == "said" else call[0] for call in study.calls] == ["trial", "said", "said", "studies"]
+    assert len(study.calls[3][1]) == 2  # begun all the same: runs may end before their last epoch
+    (line,) = study.late
+    # 100 times 10 seconds for a quarter of the images, 13 - 30 before the first epoch and 8 after the last
+    assert line.startswith("luo-honest: 10 runs of up to 100 epochs, 66.5 minutes each and 10 at a time, and 8.")
+    assert "about 10 will not be over in time" in line
+    assert line in capsys.readouterr().out
+    assert "epochs" not in study.plans["luo-honest"].asked["set"]
+    cell = study.plans["luo-honest"].cells[0]
+    _trial_run(study.work / "studies" / "luo-honest" / "runs" / cell.folder(0), 1.0, 13.0)
+    again = _study(script, "luo", tmp_path, {})
+    again.carry_out()
+    assert [call[0] for call in again.calls] == ["studies"]
+    assert again.late[0].startswith("luo-honest: 9 runs")
+
+
+def test_what_has_finished_is_kept_when_something_breaks(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def carry_out(self: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script.Study, "carry_out", carry_out)
+    words = ["gpu_training.py", "--part", "luo", "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(KeyboardInterrupt):
+        script.main()
+    assert json.loads((tmp_path / "out" / "luo.json").read_text())["runs"] == []
+    monkeypatch.setattr(sys, "argv", [*words, "--epochs", "3"])
+    with pytest.raises(SystemExit):
+        script.main()
 
 
 def test_schedules_fit_any_length(script: Any) -> None:

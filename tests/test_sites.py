@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 from functools import partial
 
 import pytest
@@ -443,3 +445,46 @@ def test_symbolic_traces_keep_the_blocks() -> None:
     x = torch.randn(1, 1, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "placement", "left"),
+    [
+        ("resnet18", "residual", {0: 0, 1: 2, 2: 4, 4: 8}),
+        ("resnet50", "stem-and-last", {0: 0, 1: 1, 4: 2}),
+        ("resnetv2_18", "residual", {0: 0, 2: 4, 4: 8}),
+        ("resnetv2_50", "stage", {1: 1, 3: 3}),
+        ("vgg16", "conv", {0: 2, 2: 7, 5: 13}),
+        ("vgg19_bn", "before-fc", {3: 0, 5: 1}),
+    ],
+)
+def test_pruning_takes_the_sites_away_that_it_cuts_off(name: str, placement: str, left: dict[int, int]) -> None:
+    model = _meta(name)
+    sites = attach(model, SE, placement)
+    for last, count in sorted(left.items(), reverse=True):
+        made = copy.deepcopy(model)
+        assert made.prune_intermediate_layers([0, last]) == [0, last]
+        assert made.attention_sites == sites[:count]
+        assert all(type(made.get_submodule(site.path)) is SE for site in made.attention_sites)
+        assert sum(type(module) is SE for module in made.modules()) == count
+        assert model.attention_sites == sites
+    model.prune_intermediate_layers(prune_head=False)  # the last map, which needs everything
+    assert model.attention_sites == sites
+    assert model.num_classes == 7
+
+
+def test_copies_prune_themselves_and_nobody_is_kept_alive() -> None:
+    model = timm.create_model("resnet18", in_chans=1)
+    sites = attach(model, SE)
+    for made in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        made.prune_intermediate_layers([1])
+        assert (made.attention_sites, model.attention_sites) == (sites[:2], sites)
+        assert (len(made.layer4), len(model.layer4)) == (0, 2)
+    gc.collect()
+    gc.disable()
+    try:
+        gone = weakref.ref(model)
+        del model
+        assert gone() is None
+    finally:
+        gc.enable()

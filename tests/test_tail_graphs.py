@@ -106,6 +106,29 @@ def test_every_way_of_calling_has_its_graph(graphs: list[Any]) -> None:
     assert len(block.graphs.made) == 4
 
 
+def test_blocks_with_other_numbers_have_graphs_of_their_own(graphs: list[Any]) -> None:
+    compiled, plain = _pair("resnet18_se_elu")
+    blocks, expected = compiled.layer1, plain.layer1
+    for block in (blocks[1], expected[1]):
+        block.bn2.eps = 0.5
+    x = torch.randn(2, 64, 6, 6, dtype=torch.float64)
+    for number in (0, 1):
+        torch.testing.assert_close(blocks[number].eval()(x), expected[number].eval()(x))
+    assert (len(graphs), len(blocks[0].graphs.made)) == (2, 2)
+    assert not [number for inputs in graphs for number in inputs if not isinstance(number, torch.Tensor)]
+    for block in (blocks[1], expected[1]):
+        block.act2.alpha = 0.25
+    torch.testing.assert_close(blocks[1](x), expected[1](x))
+    assert len(blocks[0].graphs.made) == 3
+    for step in range(10):  # as some training schedules change it; torch.compile gives up at the ninth
+        for block in (blocks[0].train(), expected[0].train()):
+            block.bn2.momentum = 0.5 / (1 + step)
+        with torch.no_grad():
+            torch.testing.assert_close(blocks[0](x), expected[0](x))
+        torch.testing.assert_close(blocks[0].bn2.running_var, expected[0].bn2.running_var)
+    assert len(blocks[0].graphs.made) == len(graphs) == 13
+
+
 def test_copies_share_graphs_and_pickles_start_anew(graphs: list[Any]) -> None:
     compiled, plain = _pair("resnet18_eca")
     x = torch.randn(2, 1, 48, 48, dtype=torch.float64)

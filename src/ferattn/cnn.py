@@ -199,9 +199,6 @@ class CNN(nn.Module):
             self.num_classes = 0
             self.head = ClassifierHead(self.num_features, 0, pool_type="", drop_rate=self.drop_rate)
             self.head.train(self.training)
-        sites: tuple[Any, ...] = getattr(self, "attention_sites", ())
-        left = dict(self.named_modules())
-        self.attention_sites = tuple(site for site in sites if site.path in left)
         return taken
 
     def _take(self, indices: int | Sequence[int] | None) -> list[int]:

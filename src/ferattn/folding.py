@@ -136,14 +136,24 @@ def _hooked(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def _fold(conv: Any, norm: Any) -> None:
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    scale = scale if norm.weight is None else scale * norm.weight.double()
-    bias = -norm.running_mean.double() if conv.bias is None else conv.bias.double() - norm.running_mean.double()
-    bias = bias * scale if norm.bias is None else bias * scale + norm.bias.double()
-    old = conv.weight
+    old, shift = conv.weight, -_exact(norm.running_mean)
+    scale = (_exact(norm.running_var) + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * _exact(norm.weight)
+    bias = (shift if conv.bias is None else shift + _exact(conv.bias)) * scale
+    bias = bias if norm.bias is None else bias + _exact(norm.bias)
     # New parameters, so that a weight that another module or a copy shares stays as it is there.
-    conv.weight = nn.Parameter((old.double() * scale[:, None, None, None]).to(old.dtype), old.requires_grad)
-    conv.bias = nn.Parameter(bias.to(old.dtype), old.requires_grad)
+    conv.weight = nn.Parameter(_like(old, _exact(old) * scale[:, None, None, None]), old.requires_grad)
+    conv.bias = nn.Parameter(_like(old, bias), old.requires_grad)
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    """In float64 on the CPU: Apple's GPUs have none."""
+    return tensor.cpu().double()
+
+
+def _like(old: Tensor, new: Tensor) -> Tensor:
+    """In the dtype of a tensor first, then on its device: float64 cannot go there."""
+    return new.to(old.dtype).to(old.device)
 
 
 def _what_stays(parent: nn.Module, norm: Any) -> nn.Module | None:

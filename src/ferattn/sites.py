@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,31 @@ class _Added(nn.Module):
         return x + self.block(x)  # type: ignore[no-any-return]
 
 
+_PRUNE = "prune_intermediate_layers"
+
+
+class _Pruning:
+    """A model's own ``prune_intermediate_layers``, after which its ``attention_sites`` are those that are left.
+
+    Belongs to one model and must not keep it alive: the model's memory would wait for the garbage collector.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = weakref.ref(model)
+
+    def __call__(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        model: Any = self._model()
+        taken: list[int] = getattr(type(model), _PRUNE)(model, indices, prune_norm, prune_head)
+        left = dict(model.named_modules())
+        model.attention_sites = tuple(site for site in model.attention_sites if site.path in left)
+        return taken
+
+    def __reduce__(self) -> tuple[type[_Pruning], tuple[Any]]:
+        return _Pruning, (self._model(),)  # a copy of the model takes a copy of this, which belongs to that model
+
+
 def attach(
     model: nn.Module, block: Callable[[int], nn.Module], placement: Placement | None = None
 ) -> tuple[Site, ...]:
@@ -58,7 +84,8 @@ def attach(
             the usual one for the model: see :func:`default_placement`.
 
     Returns:
-        The sites used, in the model's order. They are also added to ``model.attention_sites``.
+        The sites used, in the model's order. They are also added to ``model.attention_sites``, from which
+        ``model.prune_intermediate_layers`` takes those that it cuts off.
 
     Raises:
         UnknownChoice: If there is no such placement, or no module of that path.
@@ -86,6 +113,8 @@ def attach(
         raise InvalidOption(f"block must make a new block for each site; {block!r} made the same one twice.")
     sites = tuple(Site(_insert(model, spot, new), spot.channels) for spot, new in zip(spots, made, strict=True))
     model.attention_sites = (*getattr(model, "attention_sites", ()), *sites)  # type: ignore[assignment]
+    if hasattr(type(model), _PRUNE) and _PRUNE not in vars(model):
+        setattr(model, _PRUNE, _Pruning(model))
     return sites
 
 

@@ -26,11 +26,12 @@ class TailGraphs:
         key = (
             type(gate).__name__,
             act.name,
+            act.alpha,
             *x.shape[1:],
             str(x.dtype),
             str(x.device),
             x.is_contiguous(memory_format=torch.channels_last),
-            "plain" if norm is None else norm.training,
+            "plain" if norm is None else (norm.training, norm.momentum, norm.eps),
             torch.is_grad_enabled() and (x.requires_grad, shortcut.requires_grad),
             torch.is_autocast_enabled(device) and str(torch.get_autocast_dtype(device)),
         )
@@ -49,7 +50,8 @@ def _compiled(name: str) -> Callable[..., Tensor]:
     """``fused_tail`` under a compiler, in a function of its own.
 
     The compiler falls back to eager after eight recompilations of one function, and takes a size for dynamic once a
-    function of that name has seen two: each kind of tail gets its own copy, in which only the batch can vary.
+    function of that name has seen two: each kind of tail gets its own copy, in which only the batch can vary. So it
+    does with numbers: at the ninth momentum of one function it gives up.
     """
 
     def tail(x: Tensor, shortcut: Tensor, gate: Gate, norm: Norm | None, act: Act) -> Tensor:

@@ -83,6 +83,21 @@ def test_views_are_reported_beside_the_plain_figures(images: Path, trained: Path
     assert "20 images, test-time views: ten-crop" in said
 
 
+def test_a_limited_evaluation_sees_every_class_and_says_so(images: Path, trained: Path, tmp_path: Path) -> None:
+    report, logits = tmp_path / "r.json", tmp_path / "p.npz"
+    common = ("evaluate", "--checkpoint", trained, "--data", images, "--split", "all", "--json", report)
+    said = run(*common, "--limit", 20, "--predictions", logits)
+    assert "--limit 20: 20 of the 48 images" in said
+    content = json.loads(report.read_text())
+    assert (content["limit"], content["images"], content["images_in_split"]) == (20, 20, 48)
+    assert [content["recall"][name]["images"] for name in content["classes"]] == [5, 5, 5, 5]
+    assert len(Predictions.load(logits).ids) == 20
+    for words in ((), ("--limit", 60)):
+        assert "of the 48" not in run(*common, *words)
+        content = json.loads(report.read_text())
+        assert (content["limit"], content["images"]) == (60 if words else None, 48)
+
+
 def test_the_validation_part_is_not_calibrated_with_itself(images: Path, trained: Path, tmp_path: Path) -> None:
     options = ("--data", images, "--split", "validation", "--json", tmp_path / "v.json")
     assert run("evaluate", "--checkpoint", trained, *options).startswith("0")
@@ -143,6 +158,7 @@ def test_going_on_with_another_config_is_refused(images: Path, trained: Path) ->
         (["--set", "stem=smal"], "did you mean 'small'"),
         (["--set", "norm=layer"], "Options: own, batch"),
         (["--set", "split=official"], "no official split"),
+        (["--set", "split=random-80-10-10", "--set", "validation_fraction=0.2"], "Set select_on='held-out'"),
         (["--set", "batch_size=100"], "only"),
         (["--precision", "fp64"], "bf16"),
         (["--dataset", "fer2031"], "did you mean 'fer2013'"),
@@ -166,6 +182,20 @@ def test_mistakes_end_in_one_line(images: Path, tmp_path: Path, words: list[str]
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("*.ckpt"))
 
 
+def test_a_recipe_of_ones_own_may_not_set_aside_in_vain(images: Path, tmp_path: Path) -> None:
+    """The package's recipes may: their share is for those splits that have no part to choose on."""
+    for name, where in (("own", "settings"), ("folders", "dataset.folder")):
+        path = tmp_path / f"{name}.toml"
+        settings = '[settings]\nsplit = "random-80-10-10"\nepochs = 1\n'
+        path.write_text(f"{settings}{'' if where == 'settings' else f'[{where}]'}\nvalidation_fraction = 0.2\n")
+        options = ("--recipe", path, "--model", "cnn", "--data", images, "--out", tmp_path / "out", *FAST)
+        said = run("train", *options)
+        assert said.startswith("2")
+        assert "validation_fraction=0.2 would change nothing" in said
+    assert not (tmp_path / "out").exists()
+    assert run("train", *options, "--set", "validation_fraction=0").startswith("0")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -176,7 +206,7 @@ def test_mistakes_end_in_one_line(images: Path, tmp_path: Path, words: list[str]
         (["--split", "test", "--checkpoint", "nowhere"], "Is it the folder of a run"),
         (["--split", "test", "--checkpoint", "{run}", "--tta", "tencrop"], "did you mean 'ten-crop'"),
         (["--split", "test", "--pretrained"], "--model NAME"),
-        (["--split", "test", "--checkpoint", "{run}", "--limit", "1"], "at least 2"),
+        (["--split", "test", "--checkpoint", "{run}", "--limit", "1"], "limit=1: at least 4"),
     ],
 )
 def test_mistakes_of_evaluate(images: Path, trained: Path, words: list[str], said: str) -> None:

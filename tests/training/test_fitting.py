@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -159,6 +161,40 @@ def test_the_machine_changes_the_numbers_only_a_little(tmp_path: Path, plain_run
     again = run(tmp_path / "plain", machine=Machine(accelerator="cpu", deterministic=True, tensorboard=True))
     assert same(again, plain_run)
     assert list((again.path / "tensorboard").glob("events*"))
+
+
+def test_a_run_is_tested_as_its_folder_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In fp32 and eager PyTorch, however it was trained; a compiler that adds 1 to all logits gives itself away."""
+    from ferattn.training import fitting
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return lambda *given: tuple(out + 1 for out in graph(*given))
+
+    @contextmanager
+    def fast(machine):
+        speed.append(True)
+        yield
+        speed.append(False)
+
+    def predict(*given, **options):
+        assert not speed[-1]
+        return kept(*given, **options)
+
+    compiled, speed, kept = [], [], fitting.predict
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    monkeypatch.setattr(fitting, "_fast_arithmetic", fast)
+    monkeypatch.setattr(fitting, "predict", predict)
+    machine = Machine(accelerator="cpu", precision="bf16", compile=True, channels_last=True)
+    folder = run(tmp_path / "run", machine=machine, epochs=2)
+    torch._dynamo.reset()
+    assert compiled
+    model = faces.network(seed=9)
+    folder.load_weights(model)
+    for part in ("validation", "test"):
+        again = kept(model, folder.load_transform(), getattr(faces.parts(), part), name=part)
+        assert (again.logits == folder.predictions(part).logits).all()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -349,11 +385,23 @@ class _Poisoned(nn.Module):
 
 
 def test_nan_stops_with_step_and_rate_and_keeps_the_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(Diverged, match=r"not finite at step 6 \(epoch 1\), learning rate 0\.01.*kept"):
+    with pytest.raises(
+        Diverged, match=r"not finite at step 6 \(epoch 1\), learning rate 0\.01.*kept: .*last\.ckpt\.$"
+    ):
         run(tmp_path / "run", model=_Poisoned(6))
     kept = torch.load(RunFolder(tmp_path / "run").last, weights_only=True)
     assert kept["epoch"] == 0
     assert all(torch.isfinite(value).all() for value in kept["state_dict"].values())
+
+
+def test_nan_says_what_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match=r"step 2 \(epoch 0\).*clip_norm\. There is no checkpoint yet\.$"):
+        run(tmp_path / "first", model=_Poisoned(2))
+    assert not list(tmp_path.rglob("*.ckpt"))
+    seldom = Machine(accelerator="cpu", checkpoint_epochs=4)  # as with --no-checkpoints
+    with pytest.raises(Diverged, match=r"The best epoch before is kept, .*best\.ckpt, and no checkpoint to go on"):
+        run(tmp_path / "later", model=_Poisoned(6), machine=seldom)
+    assert [path.name for path in tmp_path.rglob("*.ckpt")] == ["best.ckpt"]
 
 
 def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,6 +166,21 @@ def test_parts_are_disjoint_and_repeat() -> None:
         make_parts(data, recipe, limit=3)
 
 
+def test_a_share_that_somebody_asked_for_is_set_aside_or_refused() -> None:
+    data = faces.faces(200, 1)
+    fixed = Recipe(split="random-80-10-10", validation_fraction=0.2, size=8)
+    said = (
+        "validation_fraction=0.2 would change nothing.*select_on='validation', a part of the split 'random-80-10-10'"
+    )
+    with pytest.raises(InvalidOption, match=said):
+        make_parts(data, fixed, asked=["epochs", "validation_fraction"])
+    brought_along = make_parts(data, fixed, asked=["epochs"])
+    assert [len(part) for part in (brought_along.train, brought_along.validation)] == [160, 20]
+    followed = make_parts(data, fixed.changed({"select_on": "held-out"}), asked=["validation_fraction"])
+    assert [len(part) for part in (followed.train, followed.validation)] == [128, 32]
+    make_parts(data, fixed.changed({"validation_fraction": 0}), asked=["validation_fraction"])
+
+
 def test_smaller_training_sets_are_part_of_larger_ones() -> None:
     data = faces.faces(400, 1)
     recipes = [

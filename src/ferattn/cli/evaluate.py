@@ -29,7 +29,7 @@ def evaluate(
     skip_unknown: Annotated[
         bool, typer.Option("--skip-unknown", help="Leave out images of classes that the model does not know.")
     ] = False,
-    limit: Annotated[int | None, typer.Option(help="The first images only: a smoke run.")] = None,
+    limit: Annotated[int | None, typer.Option(help="So many images, all classes in turn: a smoke run.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 256,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
     predictions: Annotated[Path | None, typer.Option(help="Also write the logits to this npz file.")] = None,
@@ -41,12 +41,11 @@ def evaluate(
     from ferattn.errors import InvalidOption, choose
     from ferattn.training import RunFolder, predict, store
     from ferattn.training import evaluate as figures_of
+    from ferattn.training.parts import first_images
 
     choose(VIEWS, tta, "test-time views")
     if pretrained == (checkpoint is not None):
         raise InvalidOption("give the weights to evaluate: either --pretrained or --checkpoint RUN.")
-    if limit is not None and limit < 2:
-        raise InvalidOption(f"--limit {limit}: at least 2.")
     run = None if checkpoint is None else RunFolder(checkpoint)
     if run is None:
         network, transform, classes, temperature = _published(model)
@@ -61,8 +60,9 @@ def evaluate(
     source = open_dataset(data, dataset)
     left_out = _unknown_classes(source, classes, skip_unknown)
     images = _part(source.with_classes(classes, allow_missing=True), split, run)
+    whole = len(images)
     if limit is not None:
-        images = images.subset(range(min(limit, len(images))))
+        images = images.subset(first_images(images, limit))
     name = f"{images.name} {split}"
     stored = store(images, size, channels)
     network.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -72,11 +72,14 @@ def evaluate(
     if tta != "none":
         chosen = predict(network, transform, stored, name=name, kind=tta, batch_size=batch_size)
         report = figures_of(chosen) | {"without_views": report}
-    report = {"model": str(network.spec), "weights": weights, "split": split, "left_out": left_out} | report
+    told = {"model": str(network.spec), "weights": weights, "split": split, "left_out": left_out}
+    report = told | {"limit": limit, "images_in_split": whole} | report
     if predictions is not None:
         chosen.save(predictions)
     write_json(json_file, report)
     print_figures(report)
+    if len(images) < whole:
+        Console(soft_wrap=True).print(f"--limit {limit}: {len(images)} of the {whole} images, all classes in turn")
 
 
 def compare(

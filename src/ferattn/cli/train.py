@@ -175,7 +175,15 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
     )
     build_model(job.model, settings, classes=7, pretrained=False)
     dataset = open_dataset(job.data, kind) if opener is None else opener(job.data, kind, settings)
-    parts = make_parts(dataset, settings, seed=job.split_seed, fold=job.fold, limit=job.limit, subset_seed=job.seed)
+    parts = make_parts(
+        dataset,
+        settings,
+        seed=job.split_seed,
+        fold=job.fold,
+        limit=job.limit,
+        subset_seed=job.seed,
+        asked=_asked(job, kind),
+    )
     if job.limit is not None and len(parts.train) < settings.batch_size:
         settings = settings.changed({"batch_size": len(parts.train)})
     torch.manual_seed(job.seed)
@@ -204,6 +212,17 @@ def settings_of(job: Job, kind: str) -> Recipe:
     from ferattn.training import load_recipe
 
     return load_recipe(job.recipe, kind, job.variant).changed(_changes(job.change or []))
+
+
+def _asked(job: Job, kind: str) -> set[str]:
+    """The settings that the user names, by ``--set`` or in a recipe's file of their own."""
+    from ferattn.training import load_page
+
+    asked = set(_changes(job.change or []))
+    if job.recipe.endswith(".toml"):
+        page = load_page(job.recipe)
+        asked |= {*page.settings, *page.datasets.get(kind, {}), *page.variants.get(job.variant or "", {})}
+    return asked
 
 
 def build_model(name: str, recipe: Recipe, *, classes: int, pretrained: bool) -> nn.Module:

@@ -17,15 +17,15 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from torch import nn
 
-from ferattn.data import AUGMENTATIONS, BatchTransform, Standardize, make_mixer, make_transform
-from ferattn.errors import InvalidInput, InvalidOption, MissingDependency, choose
+from ferattn.data import AUGMENTATIONS, BatchTransform, CachedDataset, Standardize, make_mixer, make_transform
+from ferattn.errors import Diverged, InvalidInput, InvalidOption, MissingDependency, choose
 from ferattn.training.callbacks import AtomicCheckpoints, History, MovingAverage, Plateau
 from ferattn.training.evaluation import evaluate, fit_temperature
 from ferattn.training.folder import RunFolder
 from ferattn.training.module import FaceClassifier, FaceData, inverse_frequency
 from ferattn.training.parts import Parts, picture_size
 from ferattn.training.pictures import draw_confusion, draw_curves
-from ferattn.training.predictions import predict
+from ferattn.training.predictions import Predictions, predict
 from ferattn.training.recipe import Recipe
 
 __all__ = ["PRECISIONS", "Machine", "fit"]
@@ -42,9 +42,10 @@ class Machine:
         accelerator: ``"auto"``, ``"cpu"`` or ``"gpu"``.
         devices: Processes on each machine.
         num_nodes: Machines.
-        precision: An entry of ``PRECISIONS``.
-        compile: Whether to compile the model.
-        channels_last: Whether to keep images and weights in the channels-last memory format.
+        precision: An entry of ``PRECISIONS``, for training and for the validation that chooses the epoch. The figures
+            at the end are those of the weights that are kept, in fp32, as ``ferattn evaluate`` finds them.
+        compile: Whether to compile the model, likewise.
+        channels_last: Whether to keep images and weights in the channels-last memory format, likewise.
         workers: Processes that load images; 0 for images in memory.
         deterministic: Whether to insist on operations that repeat bit by bit. If not, and on a GPU, matrix products
             in fp32 may use TF32, and cuDNN tries its algorithms out and takes the fastest.
@@ -104,7 +105,7 @@ def fit(
     Raises:
         InvalidOption: If the folder holds a run with another config, the training images do not fill a batch, or
             a file cannot be written.
-        Diverged: If the loss is no finite number; the last good checkpoint is kept.
+        Diverged: If the loss is no finite number; says which checkpoint from before is kept, if any.
     """
     machine = Machine() if machine is None else machine
     folder = RunFolder(Path(out))
@@ -126,19 +127,21 @@ def fit(
     if machine.compile:
         model.compile(dynamic=False)  # every batch has the same shape
     start = time.perf_counter()
-    with _fast_arithmetic(machine):
-        with _quiet():
-            trainer = _trainer(folder, recipe, machine, history)
-            if trainer.is_global_zero:
-                folder.begin(config)
-            if folder.finished:
-                return folder
-            if not _stopped_early(folder, recipe):
-                last = str(folder.last) if folder.last.exists() else None
-                trainer.fit(task, data, ckpt_path=last, weights_only=True)
+    with _fast_arithmetic(machine), _quiet():
+        trainer = _trainer(folder, recipe, machine, history)
         if trainer.is_global_zero:
-            rows = history.rows or _rows(folder)
-            _finish(folder, task.to(trainer.strategy.root_device), parts, rows, time.perf_counter() - start)
+            folder.begin(config)
+        if folder.finished:
+            return folder
+        if not _stopped_early(folder, recipe):
+            last = str(folder.last) if folder.last.exists() else None
+            try:
+                trainer.fit(task, data, ckpt_path=last, weights_only=True)
+            except Diverged as error:
+                raise Diverged(f"{error} {_what_is_kept(folder)}") from error
+    if trainer.is_global_zero:
+        rows = history.rows or _rows(folder)
+        _finish(folder, task.to(trainer.strategy.root_device), parts, rows, time.perf_counter() - start)
     return folder
 
 
@@ -247,6 +250,14 @@ def _stopped_early(folder: RunFolder, recipe: Recipe) -> bool:
     return any(wait >= recipe.patience for wait in waits)
 
 
+def _what_is_kept(folder: RunFolder) -> str:
+    if folder.last.exists():
+        return f"The last good checkpoint is kept: {folder.last}."
+    if folder.best.exists():
+        return f"The best epoch before is kept, {folder.best}, and no checkpoint to go on from."
+    return "There is no checkpoint yet."
+
+
 def _saved(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -273,12 +284,12 @@ def _finish(
     task.load_state_dict(state["state_dict"])
     folder.keep_weights(task.model, task.transform)
     draw_curves(rows, folder.path / "curves.png")
-    validation = predict(task, task.transform, parts.validation, name=f"{parts.validation.name} {parts.select_on}")
+    validation = _predict(task, parts.validation, f"{parts.validation.name} {parts.select_on}")
     validation.save(folder.path / f"predictions-{parts.select_on}.npz")
     test, temperature = validation, None
     if parts.test_on != parts.select_on:
         temperature = fit_temperature(validation)
-        test = predict(task, task.transform, parts.test, name=parts.label)
+        test = _predict(task, parts.test, parts.label)
         test.save(folder.path / f"predictions-{parts.test_on}.npz")
     figures = evaluate(test, temperature=temperature)
     draw_confusion(
@@ -297,6 +308,14 @@ def _finish(
             "test": figures,
         },
     )
+
+
+def _predict(task: FaceClassifier, part: CachedDataset, name: str) -> Predictions:
+    """What the weights say that were kept: as whoever opens the folder computes it, in fp32 and not compiled."""
+    for parameter in task.model.parameters():  # channels-last weights would choose other convolutions
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+    with torch.compiler.set_stance("force_eager"):
+        return predict(task.model, task.transform, part, name=name)
 
 
 @contextmanager

@@ -144,7 +144,7 @@ class FaceClassifier(pl.LightningModule):
             return
         raise Diverged(
             f"the validation loss is not finite after epoch {self.current_epoch} (step {self.global_step}), "
-            f"learning rate {self._rate():g}; the last good checkpoint is kept. Try a smaller learning rate."
+            f"learning rate {self._rate():g}. Try a smaller learning rate."
         )
 
     def configure_optimizers(self) -> Any:
@@ -201,8 +201,8 @@ class FaceClassifier(pl.LightningModule):
         if bad.any():
             step, rate, _ = self._losses[int(bad.float().argmax())]
             raise Diverged(
-                f"the loss is not finite at step {step} (epoch {self.current_epoch}), learning rate "
-                f"{rate:g}; the last good checkpoint is kept. Try a smaller learning rate, a warm-up or clip_norm."
+                f"the loss is not finite at step {step} (epoch {self.current_epoch}), learning rate {rate:g}. "
+                "Try a smaller learning rate, a warm-up or clip_norm."
             )
         self._losses.clear()
 

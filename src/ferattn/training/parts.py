@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from ferattn.data import CachedDataset, FaceDataset, cache, make_splits, random_
 from ferattn.errors import InvalidInput, InvalidOption, choose
 from ferattn.training.recipe import Recipe
 
-__all__ = ["Parts", "make_parts", "picture_size", "store"]
+__all__ = ["Parts", "first_images", "make_parts", "picture_size", "store"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +49,7 @@ def make_parts(
     fold: int = 0,
     limit: int | None = None,
     subset_seed: int = 0,
+    asked: Collection[str] = (),
 ) -> Parts:
     """Divide a dataset as a recipe says, and read the images into memory.
 
@@ -59,9 +61,11 @@ def make_parts(
         fold: Which fold, where the division has several.
         limit: At most so many images in each part, all classes in turn: for a smoke run.
         subset_seed: Which training images make up a ``train_fraction`` below 1.
+        asked: Settings that somebody asked for, and that no recipe of the package brought along: with
+            ``"validation_fraction"`` among them, one that would set nothing aside is refused.
 
     Raises:
-        InvalidOption: If the division has no such fold or lacks a part.
+        InvalidOption: If the division has no such fold or lacks a part, or what was asked for changes nothing.
         InvalidInput: If a class has no training images, or there is only one.
     """
     if len(dataset.classes) < 2:
@@ -70,6 +74,13 @@ def make_parts(
     parts = splits.apply(dataset, fold)
     honest = splits.honest and recipe.select_on != recipe.test_on
     train = choose(parts, "train", f"part of {recipe.split}")
+    if recipe.validation_fraction and recipe.select_on in parts and "validation_fraction" in asked:
+        free = next(name for name in ("validation", "held-out", "held-out-2") if name not in parts)
+        raise InvalidOption(
+            f"validation_fraction={recipe.validation_fraction:g} would change nothing: the best epoch is chosen on "
+            f"select_on={recipe.select_on!r}, a part of the split {recipe.split!r}. Set select_on={free!r} to choose "
+            "it on that share of the training images, or validation_fraction=0."
+        )
     if recipe.validation_fraction and recipe.select_on not in parts:
         rows = _held_out(train, recipe.validation_fraction, seed, by_subject=splits.honest)
         parts[recipe.select_on] = train.subset(rows)
@@ -83,7 +94,7 @@ def make_parts(
         train = train.subset(_nested(train, recipe.train_fraction, subset_seed))
     validation, test = parts[recipe.select_on], choose(parts, recipe.test_on, f"part of {recipe.split}")
     if limit is not None:
-        train, validation, test = (part.subset(_first(part, limit)) for part in (train, validation, test))
+        train, validation, test = (part.subset(first_images(part, limit)) for part in (train, validation, test))
     empty = [name for name, count in train.counts().items() if not count]
     if empty:
         raise InvalidInput(f"{dataset.name}: no training images of {', '.join(empty)}.")
@@ -99,6 +110,23 @@ def store(dataset: FaceDataset, size: int, channels: int) -> CachedDataset:
     if isinstance(dataset, CachedDataset) and dataset.images.shape[1] == channels:
         return dataset
     return cache(dataset, None if dataset.name == "FER2013" else size, channels)
+
+
+def first_images(part: FaceDataset, limit: int) -> NDArray[np.int64]:
+    """The rows of a smaller part: the first image of every class, then the second of every class, and so on.
+
+    Raises:
+        InvalidOption: If there would not be one of every class.
+    """
+    labels = part.records.labels
+    present = len(np.unique(labels))
+    if limit < present:
+        raise InvalidOption(f"limit={limit!r}: at least {present}, one image of every class.")
+    turn = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        turn[members] = np.arange(len(members))
+    return np.sort(np.argsort(turn, kind="stable")[:limit])
 
 
 def picture_size(train: CachedDataset, recipe: Recipe) -> int | None:
@@ -122,16 +150,3 @@ def _nested(train: FaceDataset, fraction: float, seed: int) -> NDArray[np.int64]
         members = np.random.default_rng([seed, int(label)]).permutation(np.flatnonzero(labels == label))
         chosen.append(members[: max(1, round(fraction * len(members)))])
     return np.sort(np.concatenate(chosen))
-
-
-def _first(part: FaceDataset, limit: int) -> NDArray[np.int64]:
-    """The first image of every class, then the second of every class, and so on."""
-    labels = part.records.labels
-    present = len(np.unique(labels))
-    if limit < present:
-        raise InvalidOption(f"limit={limit!r}: at least {present}, one image of every class.")
-    turn = np.empty(len(labels), dtype=np.int64)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        turn[members] = np.arange(len(members))
-    return np.sort(np.argsort(turn, kind="stable")[:limit])
