@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 
+from ferattn.data import CachedDataset
 from ferattn.errors import InvalidInput, InvalidOption, UnknownChoice
 from ferattn.training import Recipe, list_recipes, load_page, load_recipe, make_parts
 from ferattn.training.folder import differences
@@ -212,6 +213,19 @@ def test_people_stay_on_one_side() -> None:
     assert make_parts(data, recipe, fold=5).test.ids != made.test.ids
     with pytest.raises(InvalidOption, match="fold"):
         make_parts(data, recipe, fold=10)
+
+
+def test_the_merged_test_is_honest_where_training_images_choose_the_epoch() -> None:
+    """On FER2013's both tests together: what is set aside from the training images is no test."""
+    toy = faces.faces(200, 1)
+    column = tuple("train" if row < 120 else "public" if row < 160 else "private" for row in range(200))
+    data = CachedDataset("toy", replace(toy.records, parts=column), toy.images)
+    recipe = Recipe(split="merged-test", validation_fraction=0.1, size=8)
+    made = make_parts(data, recipe)
+    assert [len(part) for part in (made.train, made.validation, made.test)] == [108, 12, 80]
+    assert (made.honest, made.label) == (True, "toy test")
+    chosen_on_it = make_parts(data, recipe.changed({"select_on": "test"}))
+    assert (chosen_on_it.honest, chosen_on_it.label) == (False, "toy test (as published, not honest)")
 
 
 def test_parts_that_are_not_there() -> None:

@@ -72,7 +72,9 @@ def make_parts(
         raise InvalidInput(f"{dataset.name}: images of {', '.join(dataset.classes)} only; two classes at least.")
     splits = make_splits(recipe.split, dataset, seed)
     parts = splits.apply(dataset, fold)
-    honest = splits.honest and recipe.select_on != recipe.test_on
+    # FER2013's merged test leaves no test image to choose on; images set aside from the training set do.
+    set_aside = splits.scheme == "merged-test" and recipe.select_on not in parts
+    honest = (splits.honest or set_aside) and recipe.select_on != recipe.test_on
     train = choose(parts, "train", f"part of {recipe.split}")
     if recipe.validation_fraction and recipe.select_on in parts and "validation_fraction" in asked:
         free = next(name for name in ("validation", "held-out", "held-out-2") if name not in parts)
