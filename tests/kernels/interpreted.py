@@ -163,6 +163,42 @@ def test_walks_over_maps_are_counted(
     assert 0 < traffic.bytes - train * x.nbytes <= 0.1 * x.nbytes
 
 
+UP_AND_DOWN = {
+    "eca": {"pool_kernel": 1, "apply_kernel": -1, "before_kernel": 1, "input_kernel": -1},
+    "cbam": {
+        "pool_kernel": 1, "spatial_kernel": -1, "apply_kernel": 1,
+        "before_kernel": 1, "spread_kernel": -1, "input_kernel": 1,
+    },
+}  # fmt: skip
+"""The passes in their order, and which way each walks: where the one before has ended, the next begins."""
+
+
+@pytest.mark.parametrize("kind", UP_AND_DOWN)
+def test_a_pass_begins_where_the_one_before_has_ended(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the addresses in the map that each pass loads from, tile after tile."""
+    names = laws.launches(monkeypatch)
+    torch.manual_seed(6)
+    x = torch.randn(3, 32, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()
+    load = InterpreterBuilder.create_masked_load
+    walks: dict[str, list[int]] = {}
+
+    def noted(builder: Any, at: Any, mask: Any, *rest: Any) -> Any:
+        offset = int(at.data.min()) - x.data_ptr()
+        if at.data.ndim == 2 and 0 <= offset < x.untyped_storage().nbytes():
+            walks.setdefault(names[-1], []).append(offset)
+        return load(builder, at, mask, *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_load", noted)
+    case = laws.small_case(kind, shape=(3, 32, 1, 1))
+    gate = case.gate._replace(**{n: t.float() for n, t in case.gate._asdict().items() if isinstance(t, torch.Tensor)})
+    norm = Norm(torch.ones(32), torch.zeros(32), None, None, training=True)
+    laws.by_kernels(x, None, gate, norm, Act("relu")).sum().backward()
+    assert list(walks) == list(UP_AND_DOWN[kind])
+    for name, way in UP_AND_DOWN[kind].items():
+        assert len(walks[name]) == 3 if name in ("pool_kernel", "spread_kernel") else len(walks[name]) == 3 * 8, name
+        assert walks[name] == sorted(set(walks[name]), reverse=way < 0), name
+
+
 @pytest.mark.parametrize("kind", ["se", "eca", "cbam"])
 @pytest.mark.parametrize(
     ("act", "shortcut", "maps"), [("relu", True, 2), ("silu", True, 2), ("identity", True, 1), ("silu", False, 1)]

@@ -185,7 +185,7 @@ def pools(
     peaks = torch.empty_like(means) if peak else means
     ties = torch.empty_like(means, dtype=torch.int32) if peak > 1 else means
     launch(
-        maps.pool_kernel, (of.b, over(of.c, tile["BLOCK_C"]), splits),
+        maps.pool_kernel, (of.b * over(of.c, tile["BLOCK_C"]) * splits,),
         x, or_any(mean, x), or_any(weight, x), means, square, peaks, ties, splits, rows, of.c, of.p,
         LAST=of.last, CENTRE=_centre(mean, batch), PEAK=peak, WEIGHT=weight is not None, **tile, num_warps=8,
     )  # fmt: skip
@@ -259,7 +259,7 @@ def forward(x: Tensor, shortcut: Tensor | None, p: Small, o: Options, *, save: b
         ties = x.new_empty((of.b, h, of.w) if save else 0, dtype=torch.int32)
         s = x.new_empty((of.b, 1, h, of.w) if save else 0, dtype=torch.float32)
         launch(
-            maps.spatial_kernel, (of.b, blocks), x, coef, pooled, ties, of.c, of.p,
+            maps.spatial_kernel, (of.b * blocks,), x, coef, pooled, ties, of.c, of.p,
             LAST=of.last, TIES=tie_rule(o.ties) if save else 1, **tile, num_warps=8,
         )  # fmt: skip
     out = torch.empty_like(x)
@@ -267,7 +267,7 @@ def forward(x: Tensor, shortcut: Tensor | None, p: Small, o: Options, *, save: b
     span = of.c if cbam else tile["BLOCK_C"]
     k = p.conv.shape[-1] if cbam else 1
     launch(
-        maps.apply_kernel, (of.b, blocks, over(of.c, span)),
+        maps.apply_kernel, (of.b * blocks * over(of.c, span),),
         x, or_any(shortcut, x), out, coef, gate, pooled, s, or_any(p.conv, x), or_any(p.conv_bias, x), o.alpha,
         span, of.c, of.p, of.w,
         LAST=of.last, SPATIAL=cbam, REFINED=o.flag or not cbam, SHORTCUT=shortcut is not None,

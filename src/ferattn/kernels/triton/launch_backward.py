@@ -86,7 +86,7 @@ def backward(
     dx = torch.empty_like(x)
     tile = by_place(of)
     launch.launch(
-        maps_backward.input_kernel, (of.b, over(of.p, tile["BLOCK_P"]), over(of.c, tile["BLOCK_C"])),
+        maps_backward.input_kernel, (of.b * over(of.p, tile["BLOCK_P"]) * over(of.c, tile["BLOCK_C"]),),
         dout if dz is None else dz, x, dx, f.coef, f.gate, f.s, f.pooled, f.ties, spread, constants,
         or_any(p.peak, x), or_any(peak_ties, x), pull, of.c, of.p,
         LAST=of.last, SPATIAL=cbam, REFINED=refined, TIES=tie_rule(o.ties), BATCH=o.training, **tile, num_warps=8,
@@ -105,7 +105,7 @@ def _before(
     cbam = o.kind == "cbam"
     dlogits = torch.empty_like(f.s) if cbam else sums
     launch.launch(
-        maps_backward.before_kernel, (of.b, blocks),
+        maps_backward.before_kernel, (of.b * blocks,),
         dout, x, or_any(kept, x), or_any(dz, x), f.coef, f.gate, f.s, sums, dlogits, o.alpha, blocks, of.c, of.p,
         LAST=of.last, SPATIAL=cbam, REFINED=o.flag or not cbam, SHORTCUT=kept is not None, ACT=ACTS.index(o.act),
         **tile, num_warps=8,
@@ -134,7 +134,7 @@ def _spread(x: Tensor, of: Layout, f: Forward, spread: Tensor, o: Options) -> _S
     splits, rows = parts(of, tile)
     sums = x.new_empty((of.b, splits, 2, of.c), dtype=torch.float32)
     launch.launch(
-        maps_backward.spread_kernel, (of.b, over(of.c, tile["BLOCK_C"]), splits),
+        maps_backward.spread_kernel, (of.b * over(of.c, tile["BLOCK_C"]) * splits,),
         x, f.coef, f.pooled, f.ties, spread, sums, splits, rows, of.c, of.p,
         LAST=of.last, TIES=tie_rule(o.ties), **tile, num_warps=8,
     )  # fmt: skip
