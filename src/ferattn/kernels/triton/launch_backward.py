@@ -58,18 +58,21 @@ def backward(
     Args:
         dout: The output's gradient.
         x: The map, as in the forward pass.
-        kept: The output; the shortcut for SiLU.
-        f: What the forward pass left; its ``out`` is not looked at.
+        kept: The output; its bits for ReLU, the shortcut for SiLU.
+        f: What the forward pass left; its ``out`` and ``bits`` are not looked at.
         peak_ties: How many places of each map hold its maximum, or which is the first.
         p: The small tensors; the variance in the place of ``inv``.
         o: What kind of tail it is.
     """
-    of, (x_, dout_, kept) = laid_out(x, dout, kept)
+    bits = kept.contiguous() if kept is not None and o.act == "relu" else None
+    # The bits have the layout that x had in the forward pass; hooks on saved tensors may have changed x's since.
+    last = None if bits is None else bits.ndim == 4
+    of, (x_, dout_, kept) = laid_out(x, dout, kept if bits is None else None, last=last)
     assert x_ is not None
     assert dout_ is not None
     x, dout, p = x_, dout_, dense(p)
     cbam, refined = o.kind == "cbam", o.flag or o.kind != "cbam"
-    dz, sums, dlogits_s = _before(dout, x, kept, of, f, o)
+    dz, sums, dlogits_s = _before(dout, x, kept if bits is None else bits, of, f, o)
     spread, partial, rows = dlogits_s, sums.values, 0
     more = None
     if cbam:

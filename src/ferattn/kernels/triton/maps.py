@@ -19,6 +19,8 @@ is the first.
 import triton
 import triton.language as tl
 
+from ferattn.kernels.triton.bits import store_bits
+
 __all__ = ["activated", "apply_kernel", "centred", "finish_kernel", "pool_kernel", "spatial_kernel", "turn"]
 
 NONE = tl.constexpr(2147483647)  # no place
@@ -321,12 +323,12 @@ def window(pooled, conv, p, b, W, P, T: tl.constexpr, K: tl.constexpr, CHANNEL: 
 
 @triton.jit
 def apply_tile(
-    x, shortcut, out, coef, gate, pooled, s_out, conv, conv_bias, alpha, b, pb, c_start, c_stop, C, P, W,
+    x, shortcut, out, bits, coef, gate, pooled, s_out, conv, conv_bias, alpha, b, pb, c_start, c_stop, C, P, W,
     LAST: tl.constexpr, SPATIAL: tl.constexpr, REFINED: tl.constexpr, SHORTCUT: tl.constexpr, BIAS: tl.constexpr,
     SAVE: tl.constexpr, ACT: tl.constexpr, K: tl.constexpr, T: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The output at some places and channels of a sample, CBAM's spatial gate included."""
+    """The output at some places and channels of a sample, CBAM's spatial gate included; to ``SAVE``, ReLU's bits."""
     p = pb * BLOCK_P + tl.arange(0, BLOCK_P)
     within = p < P
     base = corner(b, C, P)
@@ -355,12 +357,17 @@ def apply_tile(
                 z = z * tl.load(gate + b * C + c, mask=inside, other=0.0)[None, :]
         if SHORTCUT:
             z += tl.load(shortcut + at, mask=mask, other=0.0).to(tl.float32)
-        tl.store(out + at, activated(z, alpha, ACT), mask=mask)
+        z = activated(z, alpha, ACT).to(out.dtype.element_ty)
+        tl.store(out + at, z, mask=mask)
+        if SAVE and ACT == 1:
+            z = z.to(tl.float32)
+            up = (mask & ((z > 0) | (z != z))).to(tl.int32)
+            store_bits(bits, up, b, pb, c0, C, P, LAST, BLOCK_P, BLOCK_C)
 
 
 @triton.jit
 def apply_kernel(
-    x, shortcut, out, coef, gate, pooled, s_out, conv, conv_bias, alpha, span, C, P, W,
+    x, shortcut, out, bits, coef, gate, pooled, s_out, conv, conv_bias, alpha, span, C, P, W,
     LAST: tl.constexpr, SPATIAL: tl.constexpr, REFINED: tl.constexpr, SHORTCUT: tl.constexpr, BIAS: tl.constexpr,
     SAVE: tl.constexpr, ACT: tl.constexpr, K: tl.constexpr, T: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -371,7 +378,7 @@ def apply_kernel(
     piece = at // spans
     c_start = (at % spans) * span
     apply_tile(
-        x, shortcut, out, coef, gate, pooled, s_out, conv, conv_bias, alpha, piece // blocks, piece % blocks,
+        x, shortcut, out, bits, coef, gate, pooled, s_out, conv, conv_bias, alpha, piece // blocks, piece % blocks,
         c_start, tl.minimum(c_start + span, C), C, P, W,
         LAST, SPATIAL, REFINED, SHORTCUT, BIAS, SAVE, ACT, K, T, BLOCK_P, BLOCK_C,
     )  # fmt: skip

@@ -7,6 +7,7 @@ channels, divided by c, and by its maximum, divided among those that hold it.
 import triton
 import triton.language as tl
 
+from ferattn.kernels.triton.bits import load_bits
 from ferattn.kernels.triton.maps import centred, corner, grid_of, turn, unit, window
 
 __all__ = ["before_kernel", "filter_kernel", "input_kernel", "spread_kernel"]
@@ -14,10 +15,10 @@ __all__ = ["before_kernel", "filter_kernel", "input_kernel", "spread_kernel"]
 
 @triton.jit
 def before_activation(dout, decisive, alpha, ACT: tl.constexpr):
-    """From the output (the input for SiLU) and its gradient to the input's gradient."""
+    """From the output (its bit for ReLU, the input for SiLU) and its gradient to the input's gradient."""
     d = dout
     if ACT == 1:
-        d = tl.where(decisive <= 0, 0.0, dout)
+        d = tl.where(decisive == 0, 0.0, dout)
     if ACT == 2:
         d = tl.where(decisive <= 0, dout * (decisive + alpha), dout)
     if ACT == 3:
@@ -34,8 +35,9 @@ def before_kernel(
     LAST: tl.constexpr, SPATIAL: tl.constexpr, REFINED: tl.constexpr, SHORTCUT: tl.constexpr, ACT: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Pass B1, upwards: reads dout, x and the output (the shortcut for SiLU), writes dz where it is not dout.
+    """Pass B1, upwards: reads dout, x and ``kept``, writes dz where it is not dout.
 
+    ``kept`` is the output; its bits for ReLU, the shortcut for SiLU.
     ``sums`` (b, blocks, 2, c) gets the sums of dz s and dz s x^ over each block of places, ``dlogits`` (b, p) the
     gradient before the spatial gate's sigmoid.
     """
@@ -64,6 +66,8 @@ def before_kernel(
             if SHORTCUT:
                 z += tl.load(kept + at, mask=mask, other=0.0).to(tl.float32)
             d = before_activation(d, z, alpha, ACT)
+        elif ACT == 1:
+            d = before_activation(d, load_bits(kept, b, pb, c0, C, P, LAST, BLOCK_P, BLOCK_C), alpha, ACT)
         elif ACT > 0:
             d = before_activation(d, tl.load(kept + at, mask=mask, other=0.0).to(tl.float32), alpha, ACT)
         if ACT > 0:
