@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ferattn.kernels import ACTS, Act, ECAGate, Norm, explain, fused_tail, plain_tail, use
-from kernels.test_tail import KINDS, LAYOUTS, SIZES, Case, _first_cbam, _gate, _saved_bytes
+from kernels.test_tail import KINDS, LAYOUTS, SIZES, Case, _first_cbam, _gate
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -239,6 +239,7 @@ def check_launches(kind: str, counts: tuple[int, ...], device: str, monkeypatch:
 
 
 def check_saved(kind: str, act: str, shortcut: bool, maps: int, device: str) -> None:
+    """So many maps, a bit for each value behind a ReLU, to the byte, and small tensors."""
     torch.manual_seed(11)
     x, r = torch.randn(2, 2, 64, 16, 16, device=device)
     gate, c = _gate(kind, 64, 4), 64
@@ -246,9 +247,94 @@ def check_saved(kind: str, act: str, shortcut: bool, maps: int, device: str) -> 
     norm = Norm(torch.ones(c, device=device), torch.zeros(c, device=device), None, None, training=True)
     x.requires_grad_()
     r = r.clone() if shortcut else None
-    small = sum(t.nbytes for t in (*weights, *norm) if isinstance(t, Tensor))
-    moved = _saved_bytes(lambda: by_kernels(x.clone(), r, type(gate)(*weights), norm, Act(act))) - small
-    assert maps < moved / x.nbytes <= maps + 0.1
+    given = {t.untyped_storage().data_ptr() for t in (*weights, *norm) if isinstance(t, Tensor)}
+    saved: dict[int, Tensor] = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.setdefault(t.data_ptr(), t), lambda t: t):
+        out = by_kernels(x.clone(), r, type(gate)(*weights), norm, Act(act))
+    found = [t for at, t in saved.items() if at not in given]
+    assert sum(t.nbytes for t in found if t.shape == x.shape) == maps * x.nbytes
+    assert any(t.data_ptr() == out.data_ptr() for t in found) == (act == "elu")
+    assert sum(t.nbytes for t in found if t.dtype == torch.uint8) == (x.numel() // 8 if act == "relu" else 0)
+    assert sum(t.nbytes for t in found if t.shape != x.shape and t.dtype != torch.uint8) <= 0.1 * x.nbytes
+
+
+def _float_gate(kind: str, c: int, device: str) -> Any:
+    gate = _gate(kind, c)
+    return gate._replace(
+        **{name: t.float().to(device) for name, t in gate._asdict().items() if isinstance(t, Tensor)}
+    )
+
+
+def check_bits(kind: str, shape: tuple[int, ...], layout: str, device: str) -> None:
+    """The bits that the forward kernel writes are those of the output that it writes, and nothing is beside them."""
+    from ferattn.kernels.parts import weights_of
+    from ferattn.kernels.triton.bits import packed
+    from ferattn.kernels.triton.operators import tail
+
+    torch.manual_seed(12)
+    x, shortcut = (LAYOUTS[layout](t.to(device).half()) for t in torch.randn(2, *shape))
+    shortcut = torch.where(shortcut > 1, float("nan"), shortcut)
+    gate = _float_gate(kind, shape[1], device)
+    name, flag, weights = weights_of(gate)
+    with torch.no_grad(), poisoned():
+        pool, peak = x.float().mean((2, 3)), x.float().amax((2, 3)) if kind == "cbam" else None
+        small = (None, None, None, None, pool, peak, *weights, None)
+        out, *_, bits = tail(x, shortcut, *small, name, flag, False, 1e-5, "relu", 1.0, "shared", True)
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    assert last == (layout == "channels_last")
+    assert 0 < out.isnan().sum() < out.numel() / 2
+    assert torch.equal(bits, packed(out, last=last))
+
+
+def check_threshold(device: str) -> None:
+    """Gradients behind zeros of either sign, NaN, infinities, and what only rounding makes zero."""
+    x, shortcut = torch.zeros(2, 1, 2, 1, 8, dtype=torch.float16, device=device)
+    shortcut[0, 0, 0] = torch.tensor([0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1.0, -1.0, 6e-8])
+    x[0, 1, 0] = torch.tensor([6e-8, -6e-8, 0.0, -0.0, 1.0, -1.0, 6e-8, 0.25])
+    shortcut[0, 1, 0, 6:] = torch.tensor([6e-8, -0.125])
+    gate = ECAGate(torch.zeros(1, 1, 3, device=device), torch.full((1,), -3.0, device=device), 2)
+    found = []
+    for tail, dtype in ((by_kernels, torch.float16), (plain_tail, torch.float16)):
+        given = shortcut.to(dtype).clone().requires_grad_()
+        weights = gate if tail is by_kernels else gate._replace(weight=gate.weight.half(), bias=gate.bias.half())
+        out = tail(x, given, weights, None, Act("relu"))
+        found.append(torch.autograd.grad(out, given, torch.full_like(out, 3)))
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][0][0, 0, 0].tolist() == [0, 0, 3, 3, 0, 3, 0, 3]
+    assert found[0][0][0, 1, 0, :5].tolist() == [0, 0, 0, 0, 3]
+
+
+def check_saved_layout(last: bool, device: str) -> None:
+    """What hooks give back of the saved maps need not lie as it lay."""
+    torch.manual_seed(13)
+    forms = torch.channels_last, torch.contiguous_format
+    x, shortcut, dout = (
+        t.to(device).contiguous(memory_format=forms[not last]).requires_grad_() for t in torch.randn(3, 2, 8, 4, 4)
+    )
+    gate = _float_gate("cbam", 8, device)
+    found = []
+    for hooks in (False, True):
+        turned = torch.autograd.graph.saved_tensors_hooks(
+            lambda t: t.contiguous(memory_format=forms[last]) if t.shape == x.shape else t, lambda t: t
+        )
+        with turned if hooks else nullcontext():
+            out = by_kernels(x, shortcut, gate, None, Act("relu"))
+        found.append(torch.autograd.grad(out, [x, shortcut], dout))
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def check_second_derivative(device: str) -> None:
+    torch.manual_seed(14)
+    maps, gate = torch.randn(2, 2, 4, 3, 3, device=device), _float_gate("se", 4, device)
+    second = []
+    for tail in (by_kernels, plain_tail):
+        x, shortcut = (m.clone().requires_grad_() for m in maps)
+        out = tail(x, shortcut, gate, None, Act("relu"))
+        (dx,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        second.append(torch.autograd.grad(dx.square().sum(), [x, shortcut]))
+    for ours, theirs in zip(*second, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def check_paths(device: str, monkeypatch: pytest.MonkeyPatch) -> None:

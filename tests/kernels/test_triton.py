@@ -88,12 +88,14 @@ def test_operators_keep_pytorchs_contract(kind: str) -> None:
 
     name, flag, weights = weights_of(case.gate)
     small = (leaf(case.weight), leaf(case.bias), mean, var, pool, top if peak else None, *map(leaf, weights), None)
-    options = (name, flag, True, 1e-5, "relu", 1.0, "shared")
-    arguments = (leaf(x), leaf(shortcut), *small, *options, True)
-    torch.library.opcheck(torch.ops.ferattn.tail.default, arguments)
-    out, *rest = (t.detach() for t in operators.tail(*arguments))
-    small = tuple(None if t is None else t.detach() for t in small)
-    torch.library.opcheck(torch.ops.ferattn.tail_backward.default, (case.maps[1], x, out, *small, *rest, *options))
+    for act in ("relu", "selu"):
+        options = (name, flag, True, 1e-5, act, 1.0, "shared")
+        arguments = (leaf(x), leaf(shortcut), *small, *options, True)
+        torch.library.opcheck(torch.ops.ferattn.tail.default, arguments)
+        out, *rest, bits = (t.detach() for t in operators.tail(*arguments))
+        assert bits.shape == ((2, 6, 2) if act == "relu" else (0,))
+        kept = (bits if act == "relu" else out, *(None if t is None else t.detach() for t in small), *rest)
+        torch.library.opcheck(torch.ops.ferattn.tail_backward.default, (case.maps[1], x, *kept, *options))
 
 
 @pytest.mark.parametrize("kind", ["se", "eca", "cbam"])
@@ -139,6 +141,27 @@ def test_operators_are_compiled_for_any_batch() -> None:
         )
     assert len(graphs) == 1
     assert "ferattn" in str(graphs[0].graph)
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 4, 3), (3, 8, 1, 1), (1, 17, 5, 5), (2, 3, 3, 8)])
+def test_bits_are_one_for_each_value(shape: tuple[int, ...]) -> None:
+    from ferattn.kernels.triton.bits import packed, unpacked
+
+    torch.manual_seed(6)
+    out = torch.randn(shape).relu()
+    out.view(-1)[:3] = torch.tensor([float("nan"), -0.0, float("inf")])
+    for last in (True, False):
+        bits = packed(out, last=last)
+        (b, c, h, w), width = shape, -(-(shape[1] if last else shape[2] * shape[3]) // 8)
+        assert bits.shape == ((b, h, w, width) if last else (b, c, width))
+        passed = torch.ops.aten.threshold_backward(torch.ones_like(out), out, 0)
+        assert torch.equal(unpacked(bits, out), passed)
+        expected = torch.zeros_like(bits).view(b, -1, width)
+        for sample, channel, row, column in passed.nonzero().tolist():
+            place = row * w + column
+            line, position = (place, channel) if last else (channel, place)
+            expected[sample, line, position // 8] += 2 ** (position % 8)
+        assert torch.equal(bits, expected.view_as(bits))
 
 
 def test_second_derivatives_go_through_the_operators() -> None:
@@ -210,7 +233,10 @@ def test_an_exported_program_does_not_need_ferattn() -> None:
 @pytest.mark.parametrize(("kind", "share"), [("se", 0.3), ("eca", 0.3), ("cbam", 0.5)])
 @pytest.mark.parametrize("last", [True, False])
 def test_small_tensors_stay_small(kind: str, share: float, last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that is written besides maps and read again, in shares of a bfloat16 map of ResNet-50's first stage."""
+    """All that is written beside maps and bits and read again, in shares of ResNet-50's first map in bfloat16.
+
+    And all that is saved for the backward pass: x, its bits and small tensors.
+    """
     from ferattn.kernels.passes import Options, Small
     from ferattn.kernels.triton import launch, launch_backward
 
@@ -230,8 +256,11 @@ def test_small_tensors_stay_small(kind: str, share: float, last: bool, monkeypat
         small = Small(c, c, found[0], found[1], found[2], found[3] if cbam else None, *weights)
         options = Options(name, flag, True, 1e-5, "relu", 1.0, "shared")
         left = launch.forward(x, x, small, options, save=True)
-        launch_backward.backward(x, x, x, left, found[4] if cbam else None, small, options)
-    extra = sum(t.nbytes for t in seen.values() if t.numel() < x.numel())
+        launch_backward.backward(x, x, left.bits, left, found[4] if cbam else None, small, options)
+    assert 16 * left.bits.nbytes == x.nbytes
+    saved = x.nbytes + sum(t.nbytes for t in (*left[1:], *found))
+    assert 1 + 1 / 16 < saved / x.nbytes <= (1.1 if cbam else 1.07)
+    extra = sum(t.nbytes for t in seen.values() if t.numel() < x.numel() and t is not left.bits)
     assert 0 < 2 * extra / x.nbytes <= share
 
 
@@ -288,7 +317,7 @@ def test_a_compiled_tail_follows_what_is_forced() -> None:
     [
         (lambda x, gate: (x.double(), gate), "the map is float64"),
         (lambda x, gate: (x[:0], gate), "the map is empty"),
-        (lambda x, gate: (x[:1, :, :1, :1].expand(1, 6, 2048, 2048), gate), "a map has more than"),
+        (lambda x, gate: (x[:1, :, :1, :1].expand(1, 6, 4096, 4096), gate), "a map has more than"),
         (lambda x, gate: (x, gate._replace(weight=torch.ones(1, 1, 33))), "a filter of 33"),
         (lambda x, gate: (x, gate._replace(weight=torch.ones(1, 1, 4))), "a filter of 4"),
         (lambda x, gate: (x, gate._replace(weight=gate.weight.double())), "a weight is float64"),

@@ -10,7 +10,7 @@ import torch
 from ferattn.kernels import Act, Norm, explain, fused_tail, plain_tail, use
 from kernels import kernel_laws as laws
 from kernels.interpreted import COUNTS
-from kernels.test_tail import Case, _close
+from kernels.test_tail import LAYOUTS, Case, _close
 
 pytestmark = [
     pytest.mark.gpu,
@@ -68,9 +68,20 @@ def test_a_large_mean_is_not_cancelled_away() -> None:
     laws.check_large_mean("cuda")
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_bit_for_each_value_of_a_relu(layout: str) -> None:
+    for kind, shape in (("se", (2, 5, 13, 17)), ("cbam", (3, 64, 28, 28)), ("eca", (2, 1023, 3, 2))):
+        laws.check_bits(kind, shape, layout, "cuda")
+    laws.check_threshold("cuda")
+    laws.check_saved_layout(True, "cuda")
+    laws.check_saved_layout(False, "cuda")
+    laws.check_second_derivative("cuda")
+
+
 @pytest.mark.parametrize("kind", COUNTS)
 def test_launches_and_what_is_saved(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    laws.check_saved(kind, "relu", True, 2, "cuda")
+    laws.check_saved(kind, "relu", True, 1, "cuda")
+    laws.check_saved(kind, "elu", True, 2, "cuda")
     laws.check_launches(kind, COUNTS[kind], "cuda", monkeypatch)
 
 

@@ -19,6 +19,7 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32"}
+POINTERS |= {torch.uint8: "*u8"}
 WALKS = ("pool_kernel", "spatial_kernel", "apply_kernel", "before_kernel", "spread_kernel", "input_kernel")
 WRITES = ("apply_kernel", "before_kernel", "input_kernel")
 
@@ -105,7 +106,7 @@ def _tail(
     small = Small(empty(c), empty(c), mean, var, pool, peak if wanted else None, *weights)
     options = Options(kind, flag and kind == "cbam", True, 1e-5, act, 1.0, ties)
     left = launch.forward(x, x, small, options, save=True)
-    launch_backward.backward(x, x, x, left, held if wanted else None, small, options)
+    launch_backward.backward(x, x, left.bits if act == "relu" else x, left, held if wanted else None, small, options)
     for limit in (0, launch.ONE_LAUNCH_BYTES):  # inference
         monkeypatch.setattr(launch, "ONE_LAUNCH_BYTES", limit)
         launch.forward(x, x, small._replace(pool=None, peak=None), options._replace(training=False), save=False)
@@ -126,7 +127,10 @@ def _wide(found: Compiled) -> None:
     assert found.access["LDG.E.128"] >= 2, found
     # One value of the map, which the sums are shifted by, is read alone.
     assert found.access["LDG.E.U16"] <= 2 * (found.name == "pool_kernel"), found
-    assert not any(name.startswith("STG.E.U") for name in found.access), found
+    # A ReLU's bits: a byte for every 16 bytes of the map.
+    for name, kernel, wide in (("STG.E.U8", "apply_kernel", "STG.E.128"), ("LDG.E.U8", "before_kernel", "STG.E.128")):
+        assert found.access[name] <= found.access[wide] * (found.name == kernel), found
+    assert not any(name.startswith("STG.E.U") and name != "STG.E.U8" for name in found.access), found
     assert (found.access["STG.E.128"] >= 2) == (found.name in WRITES), found
 
 
@@ -134,13 +138,15 @@ def _wide(found: Compiled) -> None:
 def test_walks_over_maps_are_wide_and_spill_nothing(
     last: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = []
-    only = WALKS if last else ("apply_kernel", "input_kernel")
+    names, bytes_ = [], Counter[str]()
+    only = WALKS if last else ("apply_kernel", "before_kernel", "input_kernel")
     for found in _tail("cbam", (128, 256, 56, 56), torch.bfloat16, last, only, tmp_path, monkeypatch):
         _no_spill(found)
         _wide(found)
         names.append(found.name)
+        bytes_ += Counter({f"{found.name} {name}": n for name, n in found.access.items() if name.endswith("U8")})
     assert set(names) == set(only)
+    assert bytes_ == {"apply_kernel STG.E.U8": 2, "before_kernel LDG.E.U8": 2}
 
 
 def test_a_whole_sample_fits_into_the_registers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +164,7 @@ def test_a_whole_sample_fits_into_the_registers(tmp_path: Path, monkeypatch: pyt
 def test_every_kernel_compiles_and_spills_nothing(
     shape: tuple[int, ...], kind: str, last: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    act, ties = ("silu", "first") if shape[1] == 2048 else ("elu", "shared")
+    act, ties = {2048: ("silu", "first"), 256: ("elu", "shared")}.get(shape[1], ("relu", "shared"))
     kernels = _tail(kind, shape, torch.float16, last, None, tmp_path, monkeypatch, act, ties, shape[0] > 1)
     for found in kernels:
         _no_spill(found)

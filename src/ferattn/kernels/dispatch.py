@@ -25,8 +25,8 @@ PATHS = ("auto", "plain", "triton")
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _LARGEST_FILTER = 31
-_MOST_PLACES = 65535 * 64
-"""CUDA's limit to a grid, in the kernels' tiles of 64 places."""
+_MOST_PLACES = 65535 * 256
+"""CUDA's limit to a grid's second axis, where the spatial filter's gradient takes 256 places at a time."""
 
 
 class Decision(NamedTuple):

@@ -2,7 +2,8 @@
 
 The norm's statistics and the attention's pools come from the same pass over the convolution's output, and the norm's
 backward sums follow from sums that the attention takes anyway. Only the convolution's output, the tail's own output
-(the shortcut instead, for SiLU) and small tensors are saved; the rest is computed again.
+(the shortcut instead, for SiLU; from the Triton kernels, ReLU's bits) and small tensors are saved; the rest is
+computed again.
 """
 
 from __future__ import annotations

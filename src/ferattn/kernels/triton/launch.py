@@ -80,6 +80,7 @@ class Forward(NamedTuple):
     pooled: Tensor
     s: Tensor
     ties: Tensor
+    bits: Tensor
 
 
 def interpreted() -> bool:
@@ -98,10 +99,11 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
     run(*arguments, **constants)
 
 
-def laid_out(x: Tensor, *others: Tensor | None) -> tuple[Layout, list[Tensor | None]]:
-    """The layout that the kernels will see, and the maps in it; what lies otherwise is copied."""
+def laid_out(x: Tensor, *others: Tensor | None, last: bool | None = None) -> tuple[Layout, list[Tensor | None]]:
+    """The layout that the kernels will see, x's or one asked for, and the maps in it; copies where they differ."""
     b, c, h, w = x.shape
-    last = x.is_contiguous(memory_format=torch.channels_last)
+    if last is None:
+        last = x.is_contiguous(memory_format=torch.channels_last)
     memory_format = torch.channels_last if last else torch.contiguous_format
     return Layout(b, c, h * w, w, last), [
         None if t is None else t.contiguous(memory_format=memory_format) for t in (x, *others)
@@ -185,7 +187,7 @@ def pools(
     peaks = torch.empty_like(means) if peak else means
     ties = torch.empty_like(means, dtype=torch.int32) if peak > 1 else means
     launch(
-        maps.pool_kernel, (of.b, over(of.c, tile["BLOCK_C"]), splits),
+        maps.pool_kernel, (of.b * over(of.c, tile["BLOCK_C"]) * splits,),
         x, or_any(mean, x), or_any(weight, x), means, square, peaks, ties, splits, rows, of.c, of.p,
         LAST=of.last, CENTRE=_centre(mean, batch), PEAK=peak, WEIGHT=weight is not None, **tile, num_warps=8,
     )  # fmt: skip
@@ -259,22 +261,26 @@ def forward(x: Tensor, shortcut: Tensor | None, p: Small, o: Options, *, save: b
         ties = x.new_empty((of.b, h, of.w) if save else 0, dtype=torch.int32)
         s = x.new_empty((of.b, 1, h, of.w) if save else 0, dtype=torch.float32)
         launch(
-            maps.spatial_kernel, (of.b, blocks), x, coef, pooled, ties, of.c, of.p,
+            maps.spatial_kernel, (of.b * blocks,), x, coef, pooled, ties, of.c, of.p,
             LAST=of.last, TIES=tie_rule(o.ties) if save else 1, **tile, num_warps=8,
         )  # fmt: skip
     out = torch.empty_like(x)
+    bits = x.new_empty(0, dtype=torch.uint8)
+    if save and o.act == "relu":
+        width = over(of.c if of.last else of.p, 8)
+        bits = bits.new_empty((of.b, of.p // of.w, of.w, width) if of.last else (of.b, of.c, width))
     # CBAM's spatial gate belongs to a place, so that one program takes all channels of it.
     span = of.c if cbam else tile["BLOCK_C"]
     k = p.conv.shape[-1] if cbam else 1
     launch(
-        maps.apply_kernel, (of.b, blocks, over(of.c, span)),
-        x, or_any(shortcut, x), out, coef, gate, pooled, s, or_any(p.conv, x), or_any(p.conv_bias, x), o.alpha,
+        maps.apply_kernel, (of.b * blocks * over(of.c, span),),
+        x, or_any(shortcut, x), out, bits, coef, gate, pooled, s, or_any(p.conv, x), or_any(p.conv_bias, x), o.alpha,
         span, of.c, of.p, of.w,
         LAST=of.last, SPATIAL=cbam, REFINED=o.flag or not cbam, SHORTCUT=shortcut is not None,
         BIAS=cbam and p.conv_bias is not None, SAVE=save, ACT=ACTS.index(o.act), K=k, T=up(k * k, 1, 1024),
         **tile, num_warps=8,
     )  # fmt: skip
-    return Forward(out, gate, coef, hidden, pooled, s, ties)
+    return Forward(out, gate, coef, hidden, pooled, s, ties, bits)
 
 
 def _at_once(x: Tensor, shortcut: Tensor | None, of: Layout, p: Small, o: Options) -> Forward:
@@ -298,7 +304,8 @@ def _at_once(x: Tensor, shortcut: Tensor | None, of: Layout, p: Small, o: Option
         num_warps=16,
     )  # fmt: skip
     none = [scratch.new_empty(0) for _ in range(5)]
-    return Forward(out, none[0], none[1], none[2], none[3], none[4], scratch.new_empty(0, dtype=torch.int32))
+    ties, bits = (scratch.new_empty(0, dtype=dtype) for dtype in (torch.int32, torch.uint8))
+    return Forward(out, none[0], none[1], none[2], none[3], none[4], ties, bits)
 
 
 def _channel_gate(x: Tensor, of: Layout, found: Pools, p: Small, o: Options) -> tuple[Tensor, Tensor, Tensor]:

@@ -58,18 +58,21 @@ def backward(
     Args:
         dout: The output's gradient.
         x: The map, as in the forward pass.
-        kept: The output; the shortcut for SiLU.
-        f: What the forward pass left; its ``out`` is not looked at.
+        kept: The output; its bits for ReLU, the shortcut for SiLU.
+        f: What the forward pass left; its ``out`` and ``bits`` are not looked at.
         peak_ties: How many places of each map hold its maximum, or which is the first.
         p: The small tensors; the variance in the place of ``inv``.
         o: What kind of tail it is.
     """
-    of, (x_, dout_, kept) = laid_out(x, dout, kept)
+    bits = kept.contiguous() if kept is not None and o.act == "relu" else None
+    # The bits have the layout that x had in the forward pass; hooks on saved tensors may have changed x's since.
+    last = None if bits is None else bits.ndim == 4
+    of, (x_, dout_, kept) = laid_out(x, dout, kept if bits is None else None, last=last)
     assert x_ is not None
     assert dout_ is not None
     x, dout, p = x_, dout_, dense(p)
     cbam, refined = o.kind == "cbam", o.flag or o.kind != "cbam"
-    dz, sums, dlogits_s = _before(dout, x, kept, of, f, o)
+    dz, sums, dlogits_s = _before(dout, x, kept if bits is None else bits, of, f, o)
     spread, partial, rows = dlogits_s, sums.values, 0
     more = None
     if cbam:
@@ -86,7 +89,7 @@ def backward(
     dx = torch.empty_like(x)
     tile = by_place(of)
     launch.launch(
-        maps_backward.input_kernel, (of.b, over(of.p, tile["BLOCK_P"]), over(of.c, tile["BLOCK_C"])),
+        maps_backward.input_kernel, (of.b * over(of.p, tile["BLOCK_P"]) * over(of.c, tile["BLOCK_C"]),),
         dout if dz is None else dz, x, dx, f.coef, f.gate, f.s, f.pooled, f.ties, spread, constants,
         or_any(p.peak, x), or_any(peak_ties, x), pull, of.c, of.p,
         LAST=of.last, SPATIAL=cbam, REFINED=refined, TIES=tie_rule(o.ties), BATCH=o.training, **tile, num_warps=8,
@@ -105,7 +108,7 @@ def _before(
     cbam = o.kind == "cbam"
     dlogits = torch.empty_like(f.s) if cbam else sums
     launch.launch(
-        maps_backward.before_kernel, (of.b, blocks),
+        maps_backward.before_kernel, (of.b * blocks,),
         dout, x, or_any(kept, x), or_any(dz, x), f.coef, f.gate, f.s, sums, dlogits, o.alpha, blocks, of.c, of.p,
         LAST=of.last, SPATIAL=cbam, REFINED=o.flag or not cbam, SHORTCUT=kept is not None, ACT=ACTS.index(o.act),
         **tile, num_warps=8,
@@ -134,7 +137,7 @@ def _spread(x: Tensor, of: Layout, f: Forward, spread: Tensor, o: Options) -> _S
     splits, rows = parts(of, tile)
     sums = x.new_empty((of.b, splits, 2, of.c), dtype=torch.float32)
     launch.launch(
-        maps_backward.spread_kernel, (of.b, over(of.c, tile["BLOCK_C"]), splits),
+        maps_backward.spread_kernel, (of.b * over(of.c, tile["BLOCK_C"]) * splits,),
         x, f.coef, f.pooled, f.ties, spread, sums, splits, rows, of.c, of.p,
         LAST=of.last, TIES=tie_rule(o.ties), **tile, num_warps=8,
     )  # fmt: skip

@@ -5,6 +5,9 @@ Notation as in :mod:`ferattn.kernels.passes`. A map is (b, c, p), p = h w places
 Pools are kept less the norm's mean, which a channel far from zero would otherwise cost their last digits.
 Every sum has one fixed order, and nothing is atomic, so results repeat to the bit.
 
+Passes take turns: one walks up the samples, the next one down. It begins where the one before it ended, with what the
+L2 cache still holds of maps that are larger than it. What a program computes does not depend on when its turn comes.
+
 Between the passes, ``coef`` (b, 3, c) holds mean, scale and offset: u = (x - mean) scale + offset is what CBAM's
 spatial gate pools, y g, or y where it is not refined. It is one subtraction and one fused multiply-add wherever it is
 computed, so the backward pass finds the places that held the maximum again, to the bit.
@@ -16,11 +19,22 @@ is the first.
 import triton
 import triton.language as tl
 
-__all__ = ["activated", "apply_kernel", "centred", "finish_kernel", "pool_kernel", "spatial_kernel"]
+from ferattn.kernels.triton.bits import store_bits
+
+__all__ = ["activated", "apply_kernel", "centred", "finish_kernel", "pool_kernel", "spatial_kernel", "turn"]
 
 NONE = tl.constexpr(2147483647)  # no place
 INF = tl.constexpr(float("inf"))
 ALL = tl.constexpr(tl.PropagateNan.ALL)
+
+
+@triton.jit
+def turn(DOWN: tl.constexpr):
+    """Which piece of the maps this program takes: all of one sample, then of the next; ``DOWN`` from the last."""
+    at = tl.program_id(0)
+    if DOWN:
+        at = tl.num_programs(0) - 1 - at
+    return at
 
 
 @triton.jit
@@ -142,10 +156,13 @@ def pool_kernel(
     LAST: tl.constexpr, CENTRE: tl.constexpr, PEAK: tl.constexpr, WEIGHT: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Pass: reads x."""
-    b, cb, sp = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    """Pass: reads x, upwards."""
+    at = turn(False)
+    blocks = tl.cdiv(C, BLOCK_C)
+    piece = at // blocks
     pool_tile(
-        x, centre, weight, means, squares, peaks, ties, b, cb, sp, SPLITS, rows, C, P,
+        x, centre, weight, means, squares, peaks, ties, piece // SPLITS, at % blocks, piece % SPLITS,
+        SPLITS, rows, C, P,
         LAST, CENTRE, PEAK, WEIGHT, BLOCK_P, BLOCK_C,
     )  # fmt: skip
 
@@ -264,8 +281,10 @@ def spatial_kernel(
     x, coef, pooled, ties, C, P,
     LAST: tl.constexpr, TIES: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Pass: reads x."""
-    spatial_tile(x, coef, pooled, ties, tl.program_id(0), tl.program_id(1), C, P, LAST, TIES, BLOCK_P, BLOCK_C)
+    """Pass: reads x, downwards."""
+    at = turn(True)
+    blocks = tl.cdiv(P, BLOCK_P)
+    spatial_tile(x, coef, pooled, ties, at // blocks, at % blocks, C, P, LAST, TIES, BLOCK_P, BLOCK_C)
 
 
 @triton.jit
@@ -304,12 +323,12 @@ def window(pooled, conv, p, b, W, P, T: tl.constexpr, K: tl.constexpr, CHANNEL: 
 
 @triton.jit
 def apply_tile(
-    x, shortcut, out, coef, gate, pooled, s_out, conv, conv_bias, alpha, b, pb, c_start, c_stop, C, P, W,
+    x, shortcut, out, bits, coef, gate, pooled, s_out, conv, conv_bias, alpha, b, pb, c_start, c_stop, C, P, W,
     LAST: tl.constexpr, SPATIAL: tl.constexpr, REFINED: tl.constexpr, SHORTCUT: tl.constexpr, BIAS: tl.constexpr,
     SAVE: tl.constexpr, ACT: tl.constexpr, K: tl.constexpr, T: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The output at some places and channels of a sample, CBAM's spatial gate included."""
+    """The output at some places and channels of a sample, CBAM's spatial gate included; to ``SAVE``, ReLU's bits."""
     p = pb * BLOCK_P + tl.arange(0, BLOCK_P)
     within = p < P
     base = corner(b, C, P)
@@ -338,20 +357,28 @@ def apply_tile(
                 z = z * tl.load(gate + b * C + c, mask=inside, other=0.0)[None, :]
         if SHORTCUT:
             z += tl.load(shortcut + at, mask=mask, other=0.0).to(tl.float32)
-        tl.store(out + at, activated(z, alpha, ACT), mask=mask)
+        z = activated(z, alpha, ACT).to(out.dtype.element_ty)
+        tl.store(out + at, z, mask=mask)
+        if SAVE and ACT == 1:
+            z = z.to(tl.float32)
+            up = (mask & ((z > 0) | (z != z))).to(tl.int32)
+            store_bits(bits, up, b, pb, c0, C, P, LAST, BLOCK_P, BLOCK_C)
 
 
 @triton.jit
 def apply_kernel(
-    x, shortcut, out, coef, gate, pooled, s_out, conv, conv_bias, alpha, span, C, P, W,
+    x, shortcut, out, bits, coef, gate, pooled, s_out, conv, conv_bias, alpha, span, C, P, W,
     LAST: tl.constexpr, SPATIAL: tl.constexpr, REFINED: tl.constexpr, SHORTCUT: tl.constexpr, BIAS: tl.constexpr,
     SAVE: tl.constexpr, ACT: tl.constexpr, K: tl.constexpr, T: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Pass: reads x and the shortcut, writes the output."""
-    c_start = tl.program_id(2) * span
+    """Pass: reads x and the shortcut, writes the output; upwards after the spatial pools of CBAM, or downwards."""
+    at = turn(not SPATIAL)
+    blocks, spans = tl.cdiv(P, BLOCK_P), tl.cdiv(C, span)
+    piece = at // spans
+    c_start = (at % spans) * span
     apply_tile(
-        x, shortcut, out, coef, gate, pooled, s_out, conv, conv_bias, alpha, tl.program_id(0), tl.program_id(1),
+        x, shortcut, out, bits, coef, gate, pooled, s_out, conv, conv_bias, alpha, piece // blocks, piece % blocks,
         c_start, tl.minimum(c_start + span, C), C, P, W,
         LAST, SPATIAL, REFINED, SHORTCUT, BIAS, SAVE, ACT, K, T, BLOCK_P, BLOCK_C,
     )  # fmt: skip

@@ -7,17 +7,18 @@ channels, divided by c, and by its maximum, divided among those that hold it.
 import triton
 import triton.language as tl
 
-from ferattn.kernels.triton.maps import centred, corner, grid_of, unit, window
+from ferattn.kernels.triton.bits import load_bits
+from ferattn.kernels.triton.maps import centred, corner, grid_of, turn, unit, window
 
 __all__ = ["before_kernel", "filter_kernel", "input_kernel", "spread_kernel"]
 
 
 @triton.jit
 def before_activation(dout, decisive, alpha, ACT: tl.constexpr):
-    """From the output (the input for SiLU) and its gradient to the input's gradient."""
+    """From the output (its bit for ReLU, the input for SiLU) and its gradient to the input's gradient."""
     d = dout
     if ACT == 1:
-        d = tl.where(decisive <= 0, 0.0, dout)
+        d = tl.where(decisive == 0, 0.0, dout)
     if ACT == 2:
         d = tl.where(decisive <= 0, dout * (decisive + alpha), dout)
     if ACT == 3:
@@ -34,12 +35,14 @@ def before_kernel(
     LAST: tl.constexpr, SPATIAL: tl.constexpr, REFINED: tl.constexpr, SHORTCUT: tl.constexpr, ACT: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Pass B1: reads dout, x and the output (the shortcut for SiLU), writes dz where it is not dout.
+    """Pass B1, upwards: reads dout, x and ``kept``, writes dz where it is not dout.
 
+    ``kept`` is the output; its bits for ReLU, the shortcut for SiLU.
     ``sums`` (b, blocks, 2, c) gets the sums of dz s and dz s x^ over each block of places, ``dlogits`` (b, p) the
     gradient before the spatial gate's sigmoid.
     """
-    b, pb = tl.program_id(0), tl.program_id(1)
+    at_turn = turn(False)
+    b, pb = at_turn // BLOCKS, at_turn % BLOCKS
     p = pb * BLOCK_P + tl.arange(0, BLOCK_P)
     within = p < P
     base = corner(b, C, P)
@@ -63,6 +66,8 @@ def before_kernel(
             if SHORTCUT:
                 z += tl.load(kept + at, mask=mask, other=0.0).to(tl.float32)
             d = before_activation(d, z, alpha, ACT)
+        elif ACT == 1:
+            d = before_activation(d, load_bits(kept, b, pb, c0, C, P, LAST, BLOCK_P, BLOCK_C), alpha, ACT)
         elif ACT > 0:
             d = before_activation(d, tl.load(kept + at, mask=mask, other=0.0).to(tl.float32), alpha, ACT)
         if ACT > 0:
@@ -140,8 +145,13 @@ def spread_kernel(
     x, coef, pooled, held, spread, sums, SPLITS, rows, C, P,
     LAST: tl.constexpr, TIES: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Pass B2: reads x. Sums of what reaches u through its pools, and that times x^: ``sums`` (b, splits, 2, c)."""
-    b, cb, sp = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    """Pass B2, downwards: reads x.
+
+    Sums of what reaches u through its pools, and that times x^: ``sums`` (b, splits, 2, c).
+    """
+    at = turn(True)
+    blocks = tl.cdiv(C, BLOCK_C)
+    b, sp, cb = at // blocks // SPLITS, at // blocks % SPLITS, at % blocks
     c = cb * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = c < C
     base = x + corner(b, C, P)
@@ -169,14 +179,17 @@ def input_kernel(
     LAST: tl.constexpr, SPATIAL: tl.constexpr, REFINED: tl.constexpr, TIES: tl.constexpr, BATCH: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Pass B3: reads dz and x, writes dx.
+    """Pass B3: reads dz and x, writes dx; upwards for CBAM, behind B2, or downwards.
 
     ``constants`` (b, 2, c) come from the pools over the places: to every place, and to those that hold the maximum;
     ``pull`` (2, c) from the batch statistics: a constant and a factor of x^.
     """
-    b = tl.program_id(0)
-    p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
-    c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
+    at_turn = turn(not SPATIAL)
+    blocks = tl.cdiv(C, BLOCK_C)
+    piece = at_turn // blocks
+    b, pb = piece // tl.cdiv(P, BLOCK_P), piece % tl.cdiv(P, BLOCK_P)
+    p = pb * BLOCK_P + tl.arange(0, BLOCK_P)
+    c = (at_turn % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
     within = p < P
     inside = c < C
     mask = within[:, None] & inside[None, :]

@@ -16,12 +16,13 @@ from ferattn.kernels import passes
 from ferattn.kernels.parts import Act, Gate, Norm, weights_of
 from ferattn.kernels.passes import FROM_INPUT, Options, Small
 from ferattn.kernels.triton import launch, launch_backward
+from ferattn.kernels.triton.bits import packed, unpacked
 
 __all__ = ["tail", "tail_backward", "tail_statistics", "tail_through_operators"]
 
 # PyTorch reads the schemas off the annotations, and only these spellings.
 Maybe = Optional[Tensor]  # noqa: UP045
-Forward = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Forward = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 Backward = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
@@ -86,7 +87,10 @@ def tail(
     out, pooled, s = passes.forward(x, shortcut, _plain(x, p, o), o)
     none = x.new_empty(0, dtype=passes.accumulator(x))
     pooled, s = (none.clone() if t is None else t for t in (pooled, s))
-    return out, none, none.clone(), none.clone(), pooled, s, none.to(torch.int32)
+    bits = none.to(torch.uint8)
+    if save and act == "relu":
+        bits = packed(out, last=x.is_contiguous(memory_format=torch.channels_last))
+    return out, none, none.clone(), none.clone(), pooled, s, none.to(torch.int32), bits
 
 
 @triton_op("ferattn::tail_backward", mutates_args=())
@@ -104,8 +108,9 @@ def tail_backward(
     p = Small(weight, bias, mean, var, pool, peak, w1, b1, w2, b2, conv, conv_bias)
     o = Options(kind, flag, training, eps, act, alpha, ties)
     if launch.runs_here(x):
-        left = launch.Forward(x, gate, coef, hidden, pooled, s, held)
+        left = launch.Forward(x, gate, coef, hidden, pooled, s, held, x)
         return launch_backward.backward(dout, x, kept, left, peak_ties, p, o)
+    kept = unpacked(kept, x) if kept is not None and act == "relu" else kept
     cbam = kind == "cbam"
     found = list(passes.backward(dout, x, kept, pooled if cbam else None, s if cbam else None, _plain(x, p, o), o))
     if act == "identity":
@@ -128,10 +133,10 @@ def _plain(x: Tensor, p: Small, o: Options) -> Small:
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, shortcut, *small = inputs[:15]
     options = Options(*inputs[15:22])
-    out, *rest = output
-    kept = None if options.act == "identity" else shortcut if options.act in FROM_INPUT else out
+    out, *rest, bits = output
+    kept = {"identity": None, "relu": bits}.get(options.act, shortcut if options.act in FROM_INPUT else out)
     ctx.save_for_backward(x, kept, *small, *rest)
-    ctx.mark_non_differentiable(*rest)
+    ctx.mark_non_differentiable(*rest, bits)
     ctx.set_materialize_grads(False)
     ctx.options = tuple(options)
 
@@ -146,6 +151,7 @@ def _go_back(ctx: Any, dout: Tensor | None, *_: None) -> tuple[Any, ...]:
     with passes.no_autocast(x):
         if torch.is_grad_enabled():
             small = _plain(x, Small(*rest[:12]), options)
+            kept = unpacked(kept, x) if options.act == "relu" else kept
             found = passes.differentiable_backward(dout, x, kept, small, options)
         else:
             found = tail_backward(dout, x, kept, *rest, *options)

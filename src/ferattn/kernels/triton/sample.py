@@ -54,6 +54,6 @@ def sample_kernel(
         tl.debug_barrier()
     for pb in range(tl.cdiv(P, BLOCK_P)):
         apply_tile(
-            x, shortcut, out, coef, gate, pooled, pooled, conv, conv_bias, alpha, b, pb, 0, C, C, P, W,
+            x, shortcut, out, out, coef, gate, pooled, pooled, conv, conv_bias, alpha, b, pb, 0, C, C, P, W,
             LAST, SPATIAL, REFINED, SHORTCUT, CONV_BIAS, False, ACT, K, T, BLOCK_P, BLOCK_C,
         )  # fmt: skip
