@@ -17,11 +17,16 @@ def weights_file(path: Path) -> Path:
     """The safetensors file of a finished run, or the one that was named.
 
     Raises:
-        InvalidOption: If there is none.
+        InvalidOption: If there is none, or the folder is not that of a run.
     """
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise InvalidOption(f"{path}: no weights there; the folder of a finished run, or a .safetensors file.")
+    if path.is_dir() and "data" not in RunFolder(path).config:
+        raise InvalidOption(
+            f"{path}: weights to give away, and no run. Options: the run that they were made from, or {file}, "
+            "whose classes must be the new run's in the same order."
+        )
     return file
 
 
