@@ -6,11 +6,14 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from ferattn.data import Standardize
 from ferattn.errors import InvalidInput, InvalidOption
 from ferattn.training.folder import RunFolder
 from ferattn.weights import LoadReport, fit_own_weights
 
-__all__ = ["origin", "warm_start", "weights_file"]
+__all__ = ["normalization", "origin", "warm_start", "weights_file"]
 
 
 def weights_file(path: Path) -> Path:
@@ -37,6 +40,20 @@ def origin(path: Path) -> dict[str, Any]:
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         "config": RunFolder(path).config if path.is_dir() else None,
     }
+
+
+def normalization(path: Path) -> dict[str, tuple[float, ...]] | None:
+    """Mean and standard deviation with which a run's weights saw their images; None where no run says them.
+
+    Raises:
+        InvalidInput: If the run has not finished.
+    """
+    if not path.is_dir():
+        return None
+    normalize = RunFolder(path).load_transform().normalize
+    if isinstance(normalize, Standardize):
+        return {"mean": normalize.mean, "std": normalize.std}
+    return {"mean": (0.0,), "std": (1.0,)} if isinstance(normalize, nn.Identity) else None
 
 
 def warm_start(model: Any, path: Path, classes: tuple[str, ...]) -> LoadReport:
