@@ -488,3 +488,22 @@ def test_copies_prune_themselves_and_nobody_is_kept_alive() -> None:
         assert gone() is None
     finally:
         gc.enable()
+
+
+def test_pruning_takes_the_arguments_of_the_models_own_class() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stages = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3))
+
+        def prune_intermediate_layers(self, indices: int | None = None, *, norm: str = "kept") -> tuple[str, int]:
+            last = 2 if indices is None else indices
+            self.stages = self.stages[:last]
+            return norm, last
+
+    model = Own()
+    sites = attach(model, ECA, {"stages.0": 4, "stages.1": 4})
+    assert model.prune_intermediate_layers() == ("kept", 2)
+    assert model.attention_sites == sites
+    assert model.prune_intermediate_layers(1, norm="cut") == ("cut", 1)
+    assert model.attention_sites == sites[:1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,11 +53,10 @@ class _Pruning:
     def __init__(self, model: nn.Module) -> None:
         self._model = weakref.ref(model)
 
-    def __call__(
-        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """With the arguments and the defaults of the model's class: they are not the same in all networks."""
         model: Any = self._model()
-        taken: list[int] = getattr(type(model), _PRUNE)(model, indices, prune_norm, prune_head)
+        taken = getattr(type(model), _PRUNE)(model, *arguments, **named)
         left = dict(model.named_modules())
         model.attention_sites = tuple(site for site in model.attention_sites if site.path in left)
         return taken

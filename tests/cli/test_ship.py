@@ -216,6 +216,35 @@ def test_a_part_that_was_learnt_from_is_not_reported(tmp_path: Path) -> None:
     assert "Use these weights for research only" in card
 
 
+def _as_if_begun_with(trained: Path, out: Path, **changes: Any) -> Path:
+    """The same run, had it begun with the weights of one that differed from it so."""
+    shutil.copytree(trained, out)
+    config = json.loads((out / "config.json").read_text())
+    began = config | {"data": config["data"] | {"dataset": changes.pop("dataset", config["data"]["dataset"])}}
+    config["warm_start"] = {"sha256": "0" * 64, "config": began | changes}
+    (out / "config.json").write_text(json.dumps(config))
+    return out
+
+
+def test_a_test_that_an_earlier_run_learnt_from_is_not_reported(images: Path, trained: Path, tmp_path: Path) -> None:
+    run_ = _as_if_begun_with(trained, tmp_path / "run", split_seed=1)
+    said = run("ship", run_, tmp_path / "out", "--data", images, *TERMS)
+    assert said.startswith("2")
+    assert "the run began with weights that were trained on" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_card_says_what_the_weights_began_with(images: Path, trained: Path, tmp_path: Path) -> None:
+    run_ = _as_if_begun_with(trained, tmp_path / "run", dataset="JAFFE", seed=7, split_seed=1)
+    said = run("ship", run_, tmp_path / "out", "--data", images, *TERMS)
+    assert said.startswith("0"), said
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "It began with the weights of a run on JAFFE by the recipe `luo2023`, seed 7." in card
+    assert f"{TERMS[1]} JAFFE (Lyons et al. 1998)" in card
+    assert "--data DATA1 --out RUN1 --seed 7" in card
+    assert "--data DATA --out RUN --seed 0 --warm-start RUN1" in card
+
+
 def test_halves_are_checked() -> None:
     assert halve({"a": torch.ones(2), "n": torch.tensor(3)})["n"].dtype == torch.int64
     for bad in (1e6, float("nan")):

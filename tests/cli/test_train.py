@@ -301,6 +301,22 @@ def test_two_processes_do_what_one_does(images: Path, tmp_path: Path) -> None:
     assert two.results["test"]["accuracy"] == pytest.approx(one.results["test"]["accuracy"], abs=0.11)
 
 
+def test_weights_that_begin_a_run_see_images_as_they_know_them(images: Path, trained: Path, tmp_path: Path) -> None:
+    """Where the recipe says that the weights decide it, as `finetune` does."""
+    earlier = tmp_path / "earlier"
+    shutil.copytree(trained, earlier)
+    options = ("--recipe", "luo2023", "--model", "cnn_se", "--data", images, *FAST, "--set", "normalize=model")
+    for about, mean in (({"kind": "standardize", "mean": [0.25], "std": [0.5]}, [0.25]), ({"kind": "none"}, [0.0])):
+        (earlier / "transform.json").write_text(json.dumps(about | {"size": None}))
+        out = tmp_path / about["kind"]
+        assert run("train", *options, "--set", "epochs=1", "--out", out, "--warm-start", earlier).startswith("0")
+        assert json.loads((out / "transform.json").read_text())["mean"] == mean
+    file = earlier / "model.safetensors"
+    said = run("train", *options, "--out", tmp_path / "file", "--warm-start", file)
+    assert said.startswith("2")
+    assert "does not say mean and standard deviation" in said
+
+
 def test_a_run_begins_with_the_weights_of_another(images: Path, trained: Path, tmp_path: Path) -> None:
     first, out = load_file(trained / "model.safetensors"), tmp_path / "second"
     options = ("--recipe", "luo2023", "--model", "cnn_se", "--data", images, *FAST, "--set", "lr=1e-9")

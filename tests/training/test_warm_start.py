@@ -68,6 +68,10 @@ def test_what_cannot_begin_a_run_is_told(earlier: Path, tmp_path: Path) -> None:
         warm_start(create_model("cnn", num_classes=3), earlier, CLASSES)
     with pytest.raises(InvalidOption, match="1 channels, the model 3"):
         warm_start(create_model("cnn_se", num_classes=3, in_chans=3), earlier, CLASSES)
+    (earlier / "config.json").write_text(json.dumps({"architecture": "cnn_se", "label_names": CLASSES}))
+    with pytest.raises(InvalidOption, match=r"no run\. Options: the run that they were made from"):
+        warm_start(model, earlier, CLASSES)
+    (earlier / "config.json").write_text(json.dumps({"data": {"classes": CLASSES}}))
     (earlier / "model.safetensors").write_bytes(b"half a file")
     with pytest.raises(InvalidInput, match="damaged"):
         warm_start(model, earlier, CLASSES)

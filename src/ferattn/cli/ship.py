@@ -51,13 +51,15 @@ def ship(
     network, transform, classes = open_trained(finished, None)
     name, recipe = str(config["model"]), Recipe().changed(config["recipe"])
     dataset = open_dataset(data, KINDS.get(config["data"]["dataset"]))
-    allowed = _terms(config["data"]["dataset"], terms)
+    chain = [config, *_earlier(config)]
+    allowed = _terms([link["data"]["dataset"] for link in chain], terms)
     parts = _parts(config, dataset, classes)
     earlier = [
         _parts(began, dataset, tuple(began["data"]["classes"]))
-        for began in _earlier(config)
+        for began in chain[1:]
         if began["data"]["dataset"] == config["data"]["dataset"]
     ]
+    _require_test_unseen(parts, earlier)
     saved = finished.predictions(parts.test_on)
     before = _predict(network, transform, parts.test, parts.label, "none", batch_size)
     compare_rounded(saved, before, f"{run}: its weights")
@@ -112,13 +114,19 @@ def ship(
     )
 
 
-def _terms(dataset: str, terms: str | None) -> str:
+def _terms(datasets: list[str], terms: str | None) -> str:
+    """What may be done with weights that learnt from these, the run's own first; what is known is always said."""
     from ferattn.errors import InvalidOption
     from ferattn.training.card import DATA_TERMS
 
-    if terms is None and dataset not in DATA_TERMS:
-        raise InvalidOption(f"--terms: what the makers of {dataset} allow is not known here; say it in a sentence.")
-    return DATA_TERMS[dataset] if terms is None else terms
+    first, *others = dict.fromkeys(datasets)
+    for dataset in (first, *others):
+        if terms is None and dataset not in DATA_TERMS:
+            raise InvalidOption(
+                f"--terms: what the makers of {dataset} allow is not known here; say it in a sentence."
+            )
+    own = DATA_TERMS[first] if terms is None else terms
+    return " ".join([own, *(DATA_TERMS[dataset] for dataset in others if dataset in DATA_TERMS)])
 
 
 def _predict(
@@ -185,6 +193,22 @@ def _parts(config: dict[str, Any], dataset: FaceDataset, classes: tuple[str, ...
         limit=config["limit"],
         subset_seed=config["seed"],
     )
+
+
+def _require_test_unseen(parts: Parts, earlier: list[Parts]) -> None:
+    """The run's own test must not be what an earlier run learnt from; its figures would be too good."""
+    from ferattn.errors import InvalidOption
+
+    for began in earlier:
+        used = {"trained": began.train}
+        if parts.select_on != parts.test_on:  # else the card says that the test chose the epoch
+            used["chosen"] = began.validation
+        for role, images in used.items():
+            shared = len(set(parts.test.ids) & set(images.ids))
+            if shared:
+                raise InvalidOption(
+                    f"the run began with weights that were {role} on {shared} of its {len(parts.test)} test images."
+                )
 
 
 def _unseen(dataset: FaceDataset, part: str, runs: list[Parts], classes: tuple[str, ...]) -> FaceDataset:
@@ -264,12 +288,14 @@ def _train_commands(config: dict[str, Any]) -> list[str]:
     """What has to be typed to train the same again, from random weights on."""
     chain = [config, *_earlier(config)][::-1]
     folders = [f"RUN{number}" for number in range(1, len(chain))] + ["RUN"]
+    own = config["data"]["dataset"]
     return [
-        _train_command(link, out, begin) for link, out, begin in zip(chain, folders, [None, *folders], strict=False)
+        _train_command(link, "DATA" if link["data"]["dataset"] == own else f"DATA{number}", out, begin)
+        for number, (link, out, begin) in enumerate(zip(chain, folders, [None, *folders], strict=False), 1)
     ]
 
 
-def _train_command(config: dict[str, Any], out: str, begin: str | None) -> str:
+def _train_command(config: dict[str, Any], where: str, out: str, begin: str | None) -> str:
     from dataclasses import fields
 
     from ferattn.training import Recipe, load_recipe
@@ -279,7 +305,7 @@ def _train_command(config: dict[str, Any], out: str, begin: str | None) -> str:
     written = load_recipe(name, KINDS.get(data["dataset"], "folder"), config["variant"])
     words: list[Any] = ["ferattn", "train", "--recipe", name]
     words += ["--variant", config["variant"]] if config["variant"] else []
-    words += ["--model", config["model"], "--data", "DATA", "--out", out, "--seed", config["seed"]]
+    words += ["--model", config["model"], "--data", where, "--out", out, "--seed", config["seed"]]
     words += ["--warm-start", begin] if begin else []
     for field in fields(recipe):
         value = getattr(recipe, field.name)

@@ -152,7 +152,7 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
     from ferattn.data.opening import guess_kind
     from ferattn.errors import InvalidOption
     from ferattn.training import Machine, fit, load_recipe, make_parts, warm_start
-    from ferattn.training.warm_start import origin, weights_file
+    from ferattn.training.warm_start import normalization, origin, weights_file
 
     if job.warm_start is not None:
         weights_file(job.warm_start)  # before the data is read
@@ -201,6 +201,16 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
         about["warm_start"] = origin(job.warm_start)
         report = warm_start(network, job.warm_start, tuple(parts.train.classes))
         Console(stderr=True, soft_wrap=True, highlight=False).print(str(report), markup=False)
+        if settings.normalize == "model":  # as the weights know their images, not as random ones would
+            known = normalization(job.warm_start)
+            if known is None:
+                raise InvalidOption(
+                    f"normalize='model': {job.warm_start} does not say mean and standard deviation of its images. "
+                    "Options: the folder of a run that has them, or --set normalize=train."
+                )
+            channels = settings.channels
+            described: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
+            described |= {name: values * (channels // len(values)) for name, values in known.items()}
     run = fit(network, parts, settings, job.out, seed=job.seed, about=about, machine=machine)
     if run.finished and not job.checkpoints:
         shutil.rmtree(run.best.parent, ignore_errors=True)

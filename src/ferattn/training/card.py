@@ -174,7 +174,8 @@ def _making(facts: Mapping[str, Any]) -> list[str]:
     return [
         "## How it was made",
         "",
-        f"{chosen} Division: {split}. Seed {config['seed']}, one run: another seed gives other figures.",
+        f"{_began(config)}{chosen} Division: {split}. Seed {config['seed']}, one run: another seed gives other "
+        "figures.",
         "",
         "```sh",
         *made["commands"],
@@ -191,6 +192,19 @@ def _making(facts: Mapping[str, Any]) -> list[str]:
         + (f" {made['norms_folded']} batch norms were folded into convolutions." if made["norms_folded"] else ""),
         "",
     ]
+
+
+def _began(config: Mapping[str, Any]) -> str:
+    runs = []
+    while "warm_start" in config:
+        config = config["warm_start"]["config"]
+        runs.append(f"{config['data']['dataset']} by the recipe `{config['recipe_name']}`, seed {config['seed']}")
+    if not runs:
+        return ""
+    return (
+        f"It began with the weights of a run on {', which began with those of a run on '.join(runs)}. Images and "
+        "hours below are of the last run alone. "
+    )
 
 
 def _weakest(made: Mapping[str, Any]) -> str:

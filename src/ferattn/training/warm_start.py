@@ -6,22 +6,30 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from ferattn.data import Standardize
 from ferattn.errors import InvalidInput, InvalidOption
 from ferattn.training.folder import RunFolder
 from ferattn.weights import LoadReport, fit_own_weights
 
-__all__ = ["origin", "warm_start", "weights_file"]
+__all__ = ["normalization", "origin", "warm_start", "weights_file"]
 
 
 def weights_file(path: Path) -> Path:
     """The safetensors file of a finished run, or the one that was named.
 
     Raises:
-        InvalidOption: If there is none.
+        InvalidOption: If there is none, or the folder is not that of a run.
     """
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise InvalidOption(f"{path}: no weights there; the folder of a finished run, or a .safetensors file.")
+    if path.is_dir() and "data" not in RunFolder(path).config:
+        raise InvalidOption(
+            f"{path}: weights to give away, and no run. Options: the run that they were made from, or {file}, "
+            "whose classes must be the new run's in the same order."
+        )
     return file
 
 
@@ -32,6 +40,20 @@ def origin(path: Path) -> dict[str, Any]:
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         "config": RunFolder(path).config if path.is_dir() else None,
     }
+
+
+def normalization(path: Path) -> dict[str, tuple[float, ...]] | None:
+    """Mean and standard deviation with which a run's weights saw their images; None where no run says them.
+
+    Raises:
+        InvalidInput: If the run has not finished.
+    """
+    if not path.is_dir():
+        return None
+    normalize = RunFolder(path).load_transform().normalize
+    if isinstance(normalize, Standardize):
+        return {"mean": normalize.mean, "std": normalize.std}
+    return {"mean": (0.0,), "std": (1.0,)} if isinstance(normalize, nn.Identity) else None
 
 
 def warm_start(model: Any, path: Path, classes: tuple[str, ...]) -> LoadReport:
