@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jsonschema
@@ -146,9 +147,10 @@ def test_twins_that_differ_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_a_block_case_runs(training: bool) -> None:
+@pytest.mark.parametrize(("suite", "number"), [(blocks, 1), (tails, 2)])
+def test_a_case_of_ours_runs(suite: ModuleType, number: int, training: bool) -> None:
     request = Request(names=("cbam",), device="cpu", batch=2, img_sizes=(48,), compiled=False, training=training)
-    candidate = next(iter(blocks.groups(request))).cases[1].build()
+    candidate = next(iter(suite.groups(request))).cases[number].build()
     timing = time(
         candidate.run, candidate.inputs, step=candidate.step, device="cpu", warmup=1, repeats=1, min_sample_ms=0
     )
@@ -211,16 +213,6 @@ def test_tails_that_differ_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tails._Fused, "forward", lambda self, x, shortcut: x)
     with pytest.raises(InvalidInput, match="apart"):
         tails.tails("se", 32)
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_a_tail_case_runs(training: bool) -> None:
-    request = Request(names=("cbam",), device="cpu", batch=2, img_sizes=(48,), compiled=False, training=training)
-    candidate = next(iter(tails.groups(request))).cases[2].build()
-    timing = time(
-        candidate.run, candidate.inputs, step=candidate.step, device="cpu", warmup=1, repeats=1, min_sample_ms=0
-    )
-    assert timing.batch == 2
 
 
 def test_our_models_with_fused_tails_can_stand_beside() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -14,15 +13,13 @@ from torch import Tensor, nn
 
 from ferattn.attention import ATTENTION, CBAM, ECA, SE
 from ferattn.bench.plan import DTYPES, Case, Group, Request
+from ferattn.bench.shapes import STAGES, MapShape, both
 from ferattn.errors import InvalidInput, InvalidOption, choose
 from ferattn.measure import Candidate
 
 __all__ = ["groups", "twins"]
 
 REDUCTION = 16
-STAGES = ((256, 4), (512, 8), (1024, 16), (2048, 32))
-"""Channels of ResNet-50's stages, and how many pixels of the image one cell of the map is wide."""
-
 FLOOR_PASSES = {"se": (3, 7), "eca": (3, 7), "cbam": (4, 9)}
 """How often the map must be read or written at the least: forward, and forward with backward.
 
@@ -49,28 +46,10 @@ def groups(request: Request) -> Iterator[Group]:
     for size in request.img_sizes or (48, 80, 224):
         for channels, cell in STAGES:
             for name in names:
-                for training in _both(request.training):
-                    for last in _both(request.channels_last):
-                        shape = _Shape(name, size, channels, -(-size // cell), training, last)
+                for training in both(request.training):
+                    for last in both(request.channels_last):
+                        shape = MapShape(name, size, channels, -(-size // cell), training, last)
                         yield _group(shape, request, autocast)
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """Where and how a block is measured."""
-
-    attention: str
-    img_size: int
-    channels: int
-    side: int
-    training: bool
-    channels_last: bool
-
-    @property
-    def key(self) -> str:
-        step = "f+b" if self.training else "f"
-        layout = "NHWC" if self.channels_last else "NCHW"
-        return f"{self.attention} {self.channels}x{self.side}x{self.side} {self.img_size}px {step} {layout}"
 
 
 def twins(attention: str, channels: int) -> tuple[nn.Module, nn.Module]:
@@ -117,43 +96,27 @@ def _largest_difference(one: nn.Module, other: nn.Module, x: Tensor) -> float:
         return float((one.eval()(x) - other.eval()(x)).abs().max())
 
 
-def _group(shape: _Shape, request: Request, autocast: torch.dtype | None) -> Group:
+def _group(shape: MapShape, request: Request, autocast: torch.dtype | None) -> Group:
     batch = request.batch or 16
-    step = "forward_backward" if shape.training else "inference"
-    modes = ["compiled" if compiled else "eager" for compiled in _both(request.compiled)]
+    modes = ["compiled" if compiled else "eager" for compiled in both(request.compiled)]
     if torch.device(request.device).type == "cuda":
         modes.append("cuda_graph")
     pair = cache(lambda: twins(shape.attention, shape.channels))
     generator = torch.Generator().manual_seed(0)
-    itemsize = (autocast or torch.float32).itemsize
+
+    def module(library: str) -> nn.Module:
+        return pair()[0 if library == "ferattn" else 1]
 
     def case(library: str, mode: str) -> Case:
         def facts() -> Mapping[str, Any]:
-            module = pair()[0 if library == "ferattn" else 1]
-            passes = FLOOR_PASSES[shape.attention][shape.training]
-            map_bytes = batch * shape.channels * shape.side**2 * itemsize
-            return {
-                "library": library,
-                "attention": shape.attention,
-                "img_size": shape.img_size,
-                "channels": shape.channels,
-                "height": shape.side,
-                "batch": batch,
-                "step": step,
-                "mode": mode,
-                "memory_format": "channels_last" if shape.channels_last else "contiguous",
-                "dtype": request.dtype,
-                "parameters": sum(p.numel() for p in module.parameters()),
-                "map_bytes": map_bytes,
-                "floor_bytes": passes * map_bytes,
-            }
+            return shape.facts(library, mode, module(library), FLOOR_PASSES[shape.attention], batch, request)
 
         def build() -> Candidate:
             images = torch.randn(batch, shape.channels, shape.side, shape.side, generator=generator)
             return Candidate(
-                pair()[0 if library == "ferattn" else 1],
+                module(library),
                 images.to(autocast) if autocast else images,
-                step=step,
+                step=shape.step,
                 mode=mode,
                 channels_last=shape.channels_last,
                 autocast=autocast,
@@ -162,8 +125,6 @@ def _group(shape: _Shape, request: Request, autocast: torch.dtype | None) -> Gro
 
         return Case(f"{library} {mode}", facts, build)
 
-    return Group(shape.key, tuple(case(library, mode) for mode in modes for library in ("timm", "ferattn")))
-
-
-def _both(choice: bool | None) -> tuple[bool, ...]:
-    return (False, True) if choice is None else (choice,)
+    return Group(
+        shape.key(shape.attention), tuple(case(library, mode) for mode in modes for library in ("timm", "ferattn"))
+    )

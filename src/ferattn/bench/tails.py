@@ -8,7 +8,6 @@ channel of its spatial gate, which changes nothing before it was trained.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -18,8 +17,9 @@ from torch import Tensor, nn
 
 from ferattn import kernels
 from ferattn.attention import ATTENTION, CBAM
-from ferattn.bench.blocks import REDUCTION, STAGES, twins
+from ferattn.bench.blocks import REDUCTION, twins
 from ferattn.bench.plan import DTYPES, Case, Group, Request
+from ferattn.bench.shapes import STAGES, MapShape, both
 from ferattn.errors import InvalidInput, InvalidOption, choose
 from ferattn.measure import Candidate
 from ferattn.residual import gate_of
@@ -63,32 +63,10 @@ def groups(request: Request) -> Iterator[Group]:
     last = True if request.quick and request.channels_last is None else request.channels_last
     for size, channels, cell in maps:
         for name in names:
-            for training in _both(request.training):
-                for channels_last in _both(last):
-                    shape = _Shape(name, size, channels, -(-size // cell), training, channels_last)
+            for training in both(request.training):
+                for channels_last in both(last):
+                    shape = MapShape(name, size, channels, -(-size // cell), training, channels_last)
                     yield _group(shape, request)
-
-
-def _both(choice: bool | None) -> tuple[bool, ...]:
-    return (False, True) if choice is None else (choice,)
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """Where and how a tail is measured."""
-
-    attention: str
-    img_size: int
-    channels: int
-    side: int
-    training: bool
-    channels_last: bool
-
-    @property
-    def key(self) -> str:
-        step = "f+b" if self.training else "f"
-        layout = "NHWC" if self.channels_last else "NCHW"
-        return f"{self.attention} tail {self.channels}x{self.side}x{self.side} {self.img_size}px {step} {layout}"
 
 
 class _Modules(nn.Module):
@@ -156,11 +134,10 @@ def tails(attention: str, channels: int) -> dict[str, nn.Module]:
     return made
 
 
-def _group(shape: _Shape, request: Request) -> Group:
+def _group(shape: MapShape, request: Request) -> Group:
     batch = request.batch or 16
     autocast = choose(DTYPES, request.dtype, "dtype")
-    step = "forward_backward" if shape.training else "inference"
-    modes = ["compiled" if compiled else "eager" for compiled in _both(request.compiled)]
+    modes = ["compiled" if compiled else "eager" for compiled in both(request.compiled)]
     cuda = torch.device(request.device).type == "cuda"
     made = cache(lambda: tails(shape.attention, shape.channels))
     size = (batch, shape.channels, shape.side, shape.side)
@@ -176,30 +153,15 @@ def _group(shape: _Shape, request: Request) -> Group:
         attention = None if library == "plain" else shape.attention
 
         def facts() -> Mapping[str, Any]:
-            passes = FLOOR_PASSES[attention][shape.training]
-            map_bytes = batch * shape.channels * shape.side**2 * (autocast or torch.float32).itemsize
-            return {
-                "library": library,
-                "attention": shape.attention,
-                "img_size": shape.img_size,
-                "channels": shape.channels,
-                "height": shape.side,
-                "batch": batch,
-                "step": step,
-                "mode": mode,
-                "memory_format": "channels_last" if shape.channels_last else "contiguous",
-                "dtype": request.dtype,
-                "parameters": sum(p.numel() for p in made()[library].parameters()),
-                "map_bytes": map_bytes,
-                "floor_bytes": passes * map_bytes,
-                "path": _path(made()[library], maps(request.device)) if library in ("ferattn", "triton") else None,
-            }
+            tail = made()[library]
+            path = _path(tail, maps(request.device)) if library in ("ferattn", "triton") else None
+            return shape.facts(library, mode, tail, FLOOR_PASSES[attention], batch, request) | {"path": path}
 
         def build() -> Candidate:
             return Candidate(
                 made()[library],
                 maps(request.device),
-                step=step,
+                step=shape.step,
                 mode=mode,
                 channels_last=shape.channels_last,
                 autocast=autocast,
@@ -211,7 +173,7 @@ def _group(shape: _Shape, request: Request) -> Group:
     libraries = ("timm", "plain", "ferattn", *(("triton",) if cuda else ()))
     cases = [case(library, mode) for mode in modes for library in libraries]
     graphs = [case(library, "cuda_graph") for library in ("ferattn", "triton")] if cuda else []
-    return Group(shape.key, (*cases, *graphs))
+    return Group(shape.key(f"{shape.attention} tail"), (*cases, *graphs))
 
 
 def _path(tail: Any, maps: tuple[Tensor, Tensor]) -> str:
