@@ -7,15 +7,9 @@ each, (b, splits, c), as :mod:`ferattn.kernels.triton.maps` leaves them.
 import triton
 import triton.language as tl
 
-from ferattn.kernels.triton.maps import ALL, INF, sign_of
+from ferattn.kernels.triton.maps import ALL, INF, sigmoid, sign_of
 
-__all__ = ["eca_kernel", "gate_kernel", "hidden_kernel", "norm_of", "pools_of", "sigmoid"]
-
-
-@triton.jit
-def sigmoid(z):
-    """1 / (1 + exp(-z))."""
-    return 1 / (1 + tl.exp(-z))
+__all__ = ["eca_kernel", "gate_kernel", "hidden_kernel", "norm_of", "pools_of"]
 
 
 @triton.jit

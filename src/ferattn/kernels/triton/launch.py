@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ __all__ = [
     "interpreted",
     "laid_out",
     "launch",
+    "layout_of",
     "or_any",
     "over",
     "parts",
@@ -99,15 +100,25 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
     run(*arguments, **constants)
 
 
-def laid_out(x: Tensor, *others: Tensor | None, last: bool | None = None) -> tuple[Layout, list[Tensor | None]]:
-    """The layout that the kernels will see, x's or one asked for, and the maps in it; copies where they differ."""
+def layout_of(x: Tensor, last: bool | None = None) -> Layout:
+    """The layout that the kernels will see, x's or one asked for."""
     b, c, h, w = x.shape
-    if last is None:
-        last = x.is_contiguous(memory_format=torch.channels_last)
-    memory_format = torch.channels_last if last else torch.contiguous_format
-    return Layout(b, c, h * w, w, last), [
-        None if t is None else t.contiguous(memory_format=memory_format) for t in (x, *others)
-    ]
+    return Layout(b, c, h * w, w, x.is_contiguous(memory_format=torch.channels_last) if last is None else last)
+
+
+@overload
+def laid_out(t: Tensor, of: Layout) -> Tensor: ...
+
+
+@overload
+def laid_out(t: Tensor | None, of: Layout) -> Tensor | None: ...
+
+
+def laid_out(t: Tensor | None, of: Layout) -> Tensor | None:
+    """A map in a layout; a copy where it lies otherwise."""
+    return (
+        None if t is None else t.contiguous(memory_format=torch.channels_last if of.last else torch.contiguous_format)
+    )
 
 
 def tie_rule(ties: str) -> int:
@@ -213,10 +224,10 @@ def statistics(
 
     Not for a ``batch``, pools are taken less ``centre``, the norm's mean, and mean and variance are not written.
     """
-    of, (x_,) = laid_out(x)
-    assert x_ is not None
+    of = layout_of(x)
+    x = laid_out(x, of)
     weight = None if weight is None else weight.contiguous()
-    found, squares = pools(x_, of, weight, centre, batch=batch, peak=peak)
+    found, squares = pools(x, of, weight, centre, batch=batch, peak=peak)
     mean, var = torch.empty_like(found.means[0, 0]), torch.empty_like(found.means[0, 0])
     pool = torch.empty_like(found.means[:, 0])
     top = torch.empty_like(pool) if peak else pool.new_empty(0)
@@ -224,7 +235,7 @@ def statistics(
     track = batch and running_mean is not None and running_var is not None
     launch(
         maps.finish_kernel, (over(of.c, 16),),
-        x_, or_any(centre, x_), or_any(weight, x_),
+        x, or_any(centre, x), or_any(weight, x),
         or_any(running_mean, mean), or_any(running_var, var),
         found.means, squares, found.peaks, found.ties, mean, var, pool, top, ties,
         momentum, of.b, found.splits, found.rows, of.c, of.p,
@@ -239,9 +250,8 @@ def forward(x: Tensor, shortcut: Tensor | None, p: Small, o: Options, *, save: b
 
     Launches: ECA 2, SE 3, CBAM 4, and one more without pools; but SE and CBAM of small maps at inference 1 in all.
     """
-    of, (x_, shortcut) = laid_out(x, shortcut)
-    assert x_ is not None
-    x, p = x_, dense(p)
+    of = layout_of(x)
+    x, shortcut, p = laid_out(x, of), laid_out(shortcut, of), dense(p)
     small = of.c * of.p * x.element_size() <= ONE_LAUNCH_BYTES
     if small and not save and p.pool is None and o.kind != "eca":
         return _at_once(x, shortcut, of, p, o)
@@ -285,7 +295,6 @@ def forward(x: Tensor, shortcut: Tensor | None, p: Small, o: Options, *, save: b
 
 def _at_once(x: Tensor, shortcut: Tensor | None, of: Layout, p: Small, o: Options) -> Forward:
     """The whole tail in one launch."""
-    assert p.w1 is not None
     cbam, r = o.kind == "cbam", p.w1.shape[0]
     out = torch.empty_like(x)
     scratch = x.new_empty(of.b * (6 * of.c + 2 * r + 2 * of.p), dtype=torch.float32)

@@ -18,6 +18,7 @@ from ferattn.kernels.triton.launch import (
     dense,
     flags,
     laid_out,
+    layout_of,
     or_any,
     over,
     parts,
@@ -67,10 +68,9 @@ def backward(
     bits = kept.contiguous() if kept is not None and o.act == "relu" else None
     # The bits have the layout that x had in the forward pass; hooks on saved tensors may have changed x's since.
     last = None if bits is None else bits.ndim == 4
-    of, (x_, dout_, kept) = laid_out(x, dout, kept if bits is None else None, last=last)
-    assert x_ is not None
-    assert dout_ is not None
-    x, dout, p = x_, dout_, dense(p)
+    of = layout_of(x, last)
+    x, dout, p = laid_out(x, of), laid_out(dout, of), dense(p)
+    kept = laid_out(kept, of) if bits is None else None
     cbam, refined = o.kind == "cbam", o.flag or o.kind != "cbam"
     dz, sums, dlogits_s = _before(dout, x, kept if bits is None else bits, of, f, o)
     spread, partial, rows = dlogits_s, sums.values, 0

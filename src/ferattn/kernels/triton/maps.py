@@ -21,7 +21,16 @@ import triton.language as tl
 
 from ferattn.kernels.triton.bits import store_bits
 
-__all__ = ["activated", "apply_kernel", "centred", "finish_kernel", "pool_kernel", "spatial_kernel", "turn"]
+__all__ = [
+    "activated",
+    "apply_kernel",
+    "centred",
+    "finish_kernel",
+    "pool_kernel",
+    "sigmoid",
+    "spatial_kernel",
+    "turn",
+]
 
 NONE = tl.constexpr(2147483647)  # no place
 INF = tl.constexpr(float("inf"))
@@ -73,6 +82,12 @@ def centre_of(x, centre, c, inside, P, LAST: tl.constexpr, CENTRE: tl.constexpr)
         first = tl.load(x + (c if LAST else c * P), mask=inside, other=0.0).to(tl.float32)
         pivot = tl.where(tl.abs(first) < INF, first, 0.0)
     return pivot
+
+
+@triton.jit
+def sigmoid(z):
+    """1 / (1 + exp(-z))."""
+    return 1 / (1 + tl.exp(-z))
 
 
 @triton.jit
@@ -340,7 +355,7 @@ def apply_tile(
         logits += tl.sum(around * tap[None, :], 1)
         if BIAS:
             logits += tl.load(conv_bias).to(tl.float32)
-        s = 1 / (1 + tl.exp(-logits))
+        s = sigmoid(logits)
         if SAVE:
             tl.store(s_out + b * P + p, s, mask=within)
     for c0 in range(c_start, c_stop, BLOCK_C):

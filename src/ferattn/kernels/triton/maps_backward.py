@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ferattn.kernels.triton.bits import load_bits
-from ferattn.kernels.triton.maps import centred, corner, grid_of, turn, unit, window
+from ferattn.kernels.triton.maps import centred, corner, grid_of, sigmoid, turn, unit, window
 
 __all__ = ["before_kernel", "filter_kernel", "input_kernel", "spread_kernel"]
 
@@ -24,8 +24,8 @@ def before_activation(dout, decisive, alpha, ACT: tl.constexpr):
     if ACT == 3:
         d = tl.where(decisive <= 0, dout * (decisive + 1.7580993408473766), dout * 1.0507009873554805)
     if ACT == 4:
-        sigmoid = 1 / (1 + tl.exp(-decisive))
-        d = dout * (sigmoid * (1 + decisive * (1 - sigmoid)))
+        s = sigmoid(decisive)
+        d = dout * (s * (1 + decisive * (1 - s)))
     return d
 
 
