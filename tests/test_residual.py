@@ -22,10 +22,10 @@ from ferattn.residual import explain, fuse_tails
 SMALL = "resnet18_cbam"
 
 
-def _pair(name: str, *, dtype: torch.dtype = torch.float64, **options: Any) -> tuple[Any, Any]:
-    """A model fused and the same model unfused, the norms' weights drawn so that no branch is silent."""
+def pair(name: str, *, dtype: torch.dtype = torch.float64, **options: Any) -> tuple[Any, Any]:
+    """A model fused, as the options say, and the same model unfused, with norms that leave no branch silent."""
     torch.manual_seed(0)
-    fused: Any = create_model(name, fused=True, **options).to(dtype)
+    fused: Any = create_model(name, **(options or {"fused": True})).to(dtype)
     for module in fused.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight, 0.5, 0.5)
@@ -65,7 +65,7 @@ def _counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize("activation", ["relu", "elu"])
 def test_whole_models_agree(backbone: str, attention: str, activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = _counted(monkeypatch)
-    fused, plain = _pair(f"{backbone}_{attention}_{activation}")
+    fused, plain = pair(f"{backbone}_{attention}_{activation}")
     x = torch.randn(2, 1, 48, 48, dtype=torch.float64)
     for training in (True, False):
         results = []
@@ -263,7 +263,7 @@ def test_every_option_of_the_blocks(make: Callable[[], nn.Module], monkeypatch: 
 
 
 def test_copies_pickles_and_checkpoints() -> None:
-    fused, plain = _pair("resnet18_cbam_elu")
+    fused, plain = pair("resnet18_cbam_elu")
     x = torch.randn(2, 1, 48, 48, dtype=torch.float64)
     expected = copy.deepcopy(plain)(x)
     torch.testing.assert_close(copy.deepcopy(fused)(x), expected)
@@ -288,7 +288,7 @@ def test_swapping_activations_afterwards_is_seen() -> None:
 
 
 def test_train_and_eval_flips_keep_the_statistics_in_step() -> None:
-    fused, plain = _pair("resnet18_eca")
+    fused, plain = pair("resnet18_eca")
     for step in range(3):
         x = torch.randn(2, 1, 48, 48, dtype=torch.float64)
         for model in (fused, plain):
@@ -298,7 +298,7 @@ def test_train_and_eval_flips_keep_the_statistics_in_step() -> None:
 
 
 def test_second_derivatives_through_a_model() -> None:
-    fused, plain = _pair("resnet18_se_elu")
+    fused, plain = pair("resnet18_se_elu")
     x = torch.randn(2, 1, 48, 48, dtype=torch.float64, requires_grad=True)
     found = []
     for model in (fused, plain):
@@ -310,7 +310,7 @@ def test_second_derivatives_through_a_model() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")  # torch's own, on its first jvp
 def test_functional_transforms_and_tracers_take_the_modules() -> None:
-    fused, plain = _pair("resnet18_se", dtype=torch.float32)
+    fused, plain = pair("resnet18_se", dtype=torch.float32)
     fused.eval(), plain.eval()
     x = torch.randn(2, 1, 48, 48)
     parameters = dict(fused.named_parameters())
@@ -329,7 +329,7 @@ def test_a_block_in_the_wrong_dtype_fails_as_it_always_did() -> None:
 
 def test_autocast_agrees_with_the_modules_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = _counted(monkeypatch)
-    fused, plain = _pair(SMALL, dtype=torch.float32)
+    fused, plain = pair(SMALL, dtype=torch.float32)
     x = torch.randn(4, 1, 48, 48)
     expected = copy.deepcopy(plain)(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -340,7 +340,7 @@ def test_autocast_agrees_with_the_modules_in_float32(monkeypatch: pytest.MonkeyP
 
 def test_compiled_models_run_fused_in_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
-    fused, plain = _pair(SMALL, dtype=torch.float64)
+    fused, plain = pair(SMALL, dtype=torch.float64)
     fuse_tails(fused, "auto")
     graphs: list[Any] = []
 
@@ -358,7 +358,7 @@ def test_compiled_models_run_fused_in_one_graph(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_strict_export_holds_nothing_of_ours() -> None:
-    fused, _ = _pair(SMALL, dtype=torch.float32)
+    fused, _ = pair(SMALL, dtype=torch.float32)
     x = torch.randn(2, 1, 48, 48)
     program = torch.export.export(fused.eval(), (x,), strict=True)
     targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}

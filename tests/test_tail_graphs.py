@@ -15,6 +15,7 @@ from torch import nn
 from ferattn import CBAM, create_model
 from ferattn.errors import InvalidOption
 from ferattn.residual import compile_tails, explain, fuse_tails
+from test_residual import pair
 
 # The compiler's own: it hides this one from users, but not from a filter that makes errors of warnings.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
@@ -37,17 +38,8 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     torch._dynamo.reset()
 
 
-def _pair(name: str, *, dtype: torch.dtype = torch.float64, **options: Any) -> tuple[Any, Any]:
-    """A model with compiled tails and the same model module by module."""
-    torch.manual_seed(0)
-    compiled: Any = create_model(name, compile_tails=True, **options).to(dtype)
-    for module in compiled.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.weight, 0.5, 0.5)
-            nn.init.normal_(module.bias)
-    plain = copy.deepcopy(compiled)
-    fuse_tails(plain, False)
-    return compiled, plain
+_pair = partial(pair, compile_tails=True)
+"""A model with compiled tails and the same model module by module."""
 
 
 def _agree(compiled: Any, plain: Any, x: torch.Tensor) -> None:
