@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ferattn import reference
 from ferattn.errors import InvalidInput
@@ -169,3 +170,63 @@ def test_what_is_no_feature_map_is_named(x: torch.Tensor, message: str) -> None:
     ):
         with pytest.raises(InvalidInput, match=message):
             gate()
+
+
+class _Operations(TorchDispatchMode):
+    """The operations whose result is as large as a map, and its memory format."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.seen = size, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.numel() == self.size and 0 not in out.stride():
+            last = out.is_contiguous(memory_format=torch.channels_last)
+            self.seen.append((function.overloadpacket.__name__, last))
+        return out
+
+
+def _blocks(p: dict[str, torch.Tensor]):
+    return {
+        "se": lambda x: reference.se(x, p["w1"], p["b1"], p["w2"], p["b2"]),
+        "eca": lambda x: reference.eca(x, p["taps"], channels=C),
+        "cbam": lambda x: reference.cbam(x, p["w1"], p["b1"], p["w2"], p["b2"], p["conv"], p["conv_bias"]),
+    }
+
+
+@pytest.mark.parametrize("name", ["se", "eca", "cbam"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_mean_costs_no_pass_on_the_way_back(name: str, dtype: torch.dtype) -> None:
+    """No map is divided, and none loses the memory format of x."""
+    p = {key: value.to(dtype) for key, value in _weights().items()}
+    x = p["x"].to(memory_format=torch.channels_last).requires_grad_()
+    out = _blocks(p)[name](x)
+    with _Operations(x.numel()) as backward:
+        out.backward(torch.ones_like(out))
+    assert ("mul", True) in backward.seen
+    assert not [entry for entry in backward.seen if entry[0] == "div" or not entry[1]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_the_mean_is_the_mean(dtype: torch.dtype) -> None:
+    plain, ours = (torch.full((2, 3, 64, 64), 30.0, dtype=dtype).requires_grad_() for _ in range(2))
+    for dims, keepdim in (((2, 3), False), ((1,), True)):
+        one, other = plain.mean(dims, keepdim), reference._mean(ours, dims, keepdim)
+        assert torch.equal(one, other)  # 64 * 64 * 30 is too much for float16
+        assert one.dtype == other.dtype
+        (first,), (second,) = torch.autograd.grad(one.sum(), plain), torch.autograd.grad(other.sum(), ours)
+        assert torch.equal(first, second)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:FutureWarning")
+def test_what_is_written_down_has_a_mean() -> None:
+    """Readers of exported models know a mean over the map as pooling."""
+    p = {key: value.float() for key, value in _weights().items()}
+    block = torch.nn.Module()
+    block.forward = _blocks(p)["se"]  # type: ignore[method-assign]
+    x = p["x"].requires_grad_()
+    exported = torch.export.export(block, (x,))
+    assert "aten.mean.dim" in str(exported.graph)
+    assert "aten.sum" not in str(exported.graph)
+    assert "aten::mean" in str(torch.jit.trace(_blocks(p)["se"], (x,)).graph)
