@@ -197,6 +197,30 @@ def test_a_run_is_tested_as_its_folder_is_evaluated(tmp_path: Path, monkeypatch:
         assert (again.logits == folder.predictions(part).logits).all()
 
 
+def test_the_figures_at_the_end_repeat_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deterministic up to the last prediction, freed memory kept on a CPU; the process is left as it was."""
+    from ferattn.training import fitting
+
+    seen, kept, keeping = [], fitting.predict, []
+
+    def predict(*given, **options):
+        seen.append((torch.are_deterministic_algorithms_enabled(), list(keeping)))
+        return kept(*given, **options)
+
+    @contextmanager
+    def keep():
+        keeping.append(True)
+        yield
+        keeping.clear()
+
+    monkeypatch.setattr(fitting, "predict", predict)
+    monkeypatch.setattr(fitting, "keep_freed_memory", keep)
+    run(tmp_path / "run", machine=Machine(accelerator="cpu", deterministic=True), epochs=1)
+    assert seen == [(True, [True])] * 2
+    assert not keeping
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_fused_optimizers_do_the_same(

@@ -7,7 +7,7 @@ import pickle
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ferattn.errors import Diverged, InvalidInput, InvalidOption, MissingDepende
 from ferattn.training.callbacks import AtomicCheckpoints, History, MovingAverage, Plateau
 from ferattn.training.evaluation import evaluate, fit_temperature
 from ferattn.training.folder import RunFolder
+from ferattn.training.memory import keep_freed_memory
 from ferattn.training.module import FaceClassifier, FaceData, inverse_frequency
 from ferattn.training.parts import Parts, picture_size
 from ferattn.training.pictures import draw_confusion, draw_curves
@@ -127,21 +128,24 @@ def fit(
     if machine.compile:
         model.compile(dynamic=False)  # every batch has the same shape
     start = time.perf_counter()
-    with _fast_arithmetic(machine), _quiet():
-        trainer = _trainer(folder, recipe, machine, history)
+    with _quiet(), ExitStack() as stack:
+        with _fast_arithmetic(machine):
+            trainer = _trainer(folder, recipe, machine, history)
+            if trainer.is_global_zero:
+                folder.begin(config)
+            if folder.finished:
+                return folder
+            if trainer.strategy.root_device.type == "cpu":
+                stack.enter_context(keep_freed_memory())
+            if not _stopped_early(folder, recipe):
+                last = str(folder.last) if folder.last.exists() else None
+                try:
+                    trainer.fit(task, data, ckpt_path=last, weights_only=True)
+                except Diverged as error:
+                    raise Diverged(f"{error} {_what_is_kept(folder)}") from error
         if trainer.is_global_zero:
-            folder.begin(config)
-        if folder.finished:
-            return folder
-        if not _stopped_early(folder, recipe):
-            last = str(folder.last) if folder.last.exists() else None
-            try:
-                trainer.fit(task, data, ckpt_path=last, weights_only=True)
-            except Diverged as error:
-                raise Diverged(f"{error} {_what_is_kept(folder)}") from error
-    if trainer.is_global_zero:
-        rows = history.rows or _rows(folder)
-        _finish(folder, task.to(trainer.strategy.root_device), parts, rows, time.perf_counter() - start)
+            rows = history.rows or _rows(folder)
+            _finish(folder, task.to(trainer.strategy.root_device), parts, rows, time.perf_counter() - start)
     return folder
 
 
