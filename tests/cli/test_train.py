@@ -15,9 +15,12 @@ import torch
 from safetensors.torch import load_file
 
 from cli.running import FAST, run
+from data import trees
 from ferattn import create_model
 from ferattn.cli.train import build_model
-from ferattn.training import Predictions, RunFolder, load_recipe
+from ferattn.data import open_dataset
+from ferattn.training import Predictions, Recipe, RunFolder, load_recipe, make_parts
+from ferattn.training.lineage import find_seen
 
 
 def test_three_commands(images: Path, trained: Path, tmp_path: Path) -> None:
@@ -336,3 +339,51 @@ def test_a_run_begins_with_the_weights_of_another(images: Path, trained: Path, t
     assert said.startswith("0"), said
     commands = json.loads((tmp_path / "cnn_se" / "config.json").read_text())["ferattn"]["commands"]
     assert ["--out RUN1 " in commands[0], "--warm-start RUN1" in commands[1], "ship RUN" in commands[2]] == [True] * 3
+
+
+def test_a_test_that_the_weights_have_seen_is_not_honest(tmp_path: Path) -> None:
+    data = trees.jaffe_tree(tmp_path / "jaffe")
+    options = ("--recipe", "luo2023", "--model", "cnn", "--data", data, *FAST, "--set", "epochs=1")
+    options += ("--set", "size=16", "--set", "validation_fraction=0.3", "--set", "split=leave-one-subject-out")
+
+    def train(out: str, *more: object) -> str:
+        said = run("train", *options, "--out", tmp_path / out, *more)
+        assert said.startswith("0"), said
+        return said
+
+    def honest(out: str) -> set[bool]:
+        folder = RunFolder(tmp_path / out)
+        return {folder.config["data"]["honest"], folder.results["honest"]}
+
+    train("first")
+    assert "Not honest" not in train("same", "--warm-start", tmp_path / "first")
+    assert honest("same") == {True}
+    said = train("other", "--fold", 4, "--warm-start", tmp_path / "same")
+    assert "Not honest: the run began with weights that were" in said
+    assert "on 7 of its 7 test images" in said
+    assert honest("other") == {False}
+
+
+def test_people_that_the_weights_have_seen_are_no_test(tmp_path: Path) -> None:
+    """Whoever learnt from other images of the people in the test knows them too."""
+    dataset = open_dataset(trees.ck48_tree(tmp_path / "ck", subjects=20), "ckplus")
+    even, odd = (dataset.subset(list(range(start, len(dataset), 2))) for start in (0, 1))
+    recipe = Recipe(split="subject-10-fold", validation_fraction=0.2)
+    parts = make_parts(odd, recipe)
+    about = {"dataset": dataset.name, "classes": list(dataset.classes)}
+    config = {"recipe": recipe.to_dict(), "split_seed": 0, "fold": 0, "limit": None, "seed": 0, "data": about}
+    assert find_seen(parts, odd, [config]) is None
+    seen = find_seen(parts, odd, [config | {"fold": 1}])
+    assert seen is not None
+    assert seen.endswith(f"of its {len(parts.test)} test images")
+    assert find_seen(parts, odd, [config | {"fold": 1, "data": about | {"dataset": "FER2013"}}]) is None
+    people = set(parts.test.subjects or ())
+    folds = [find_seen(parts, even, [config | {"fold": fold}]) for fold in range(10)]
+    assert f"of the {len(people)} people in its test" in str(folds)
+    lost = find_seen(parts, odd, [config | {"fold": 99}])
+    assert lost is not None
+    assert "is lost: " in lost
+    by_image = make_parts(odd, recipe.changed({"split": "random-80-20", "select_on": "held-out"}))
+    assert set(by_image.test.subjects or ()) & set(by_image.train.subjects or ())
+    told = [find_seen(by_image, even, [config | {"fold": fold}]) for fold in range(10)]
+    assert told == [None] * 10  # it learns from the people in its test itself

@@ -13,6 +13,7 @@ from torch import Tensor
 from ferattn import create_model
 from ferattn.errors import InvalidInput, InvalidOption, WeightsMismatch
 from ferattn.training import warm_start
+from ferattn.training.warm_start import origin
 
 CLASSES = ("angry", "happy", "sad")
 
@@ -23,6 +24,7 @@ def earlier(tmp_path: Path) -> Path:
     torch.manual_seed(1)
     save_file(create_model("cnn_se", num_classes=3).state_dict(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"data": {"classes": CLASSES}}))
+    (tmp_path / "results.json").write_text("{}")
     return tmp_path
 
 
@@ -39,8 +41,10 @@ def test_the_same_classes_keep_the_classifier(earlier: Path) -> None:
     assert torch.equal(_answers(model), _answers(same))
     assert (report.new, report.adapted) == ((), ())
     other = create_model("cnn_se", num_classes=3)
-    warm_start(other, earlier / "model.safetensors", ("x", "y", "z"))  # a file does not say what its classes are
+    alone = (earlier / "model.safetensors").rename(earlier / "alone.safetensors")
+    warm_start(other, alone, ("x", "y", "z"))  # it does not say what its classes are
     assert torch.equal(_answers(other), _answers(same))
+    assert origin(alone)["config"] is None
 
 
 @pytest.mark.parametrize("classes", [("happy", "angry", "sad"), ("angry", "happy"), ("a", "b", "c", "d")])
@@ -52,6 +56,17 @@ def test_other_classes_begin_with_a_new_classifier(earlier: Path, classes: tuple
     assert torch.equal(model.head.fc.weight, before)
     learnt = load_file(earlier / "model.safetensors")
     assert torch.equal(model.state_dict()["features.0.weight"], learnt["features.0.weight"])
+
+
+@pytest.mark.parametrize("config", [{"data": {"classes": CLASSES}}, {"label_names": CLASSES}])
+def test_a_file_is_believed_what_its_config_says(earlier: Path, config: dict[str, object]) -> None:
+    made_from = {"ferattn": {"config": {"seed": 3}}} if "label_names" in config else {}
+    (earlier / "config.json").write_text(json.dumps(config | made_from))
+    model = create_model("cnn_se", num_classes=3)
+    assert warm_start(model, earlier / "model.safetensors", CLASSES).new == ()
+    assert warm_start(model, earlier / "model.safetensors", ("x", "y", "z")).new == ("head.fc.weight", "head.fc.bias")
+    known = json.loads(json.dumps({"seed": 3} if made_from else config))
+    assert origin(earlier / "model.safetensors")["config"] == known
 
 
 def test_a_head_is_fitted_to_larger_pictures(earlier: Path) -> None:
@@ -72,6 +87,10 @@ def test_what_cannot_begin_a_run_is_told(earlier: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidOption, match=r"no run\. Options: the run that they were made from"):
         warm_start(model, earlier, CLASSES)
     (earlier / "config.json").write_text(json.dumps({"data": {"classes": CLASSES}}))
+    (earlier / "results.json").unlink()
+    with pytest.raises(InvalidOption, match="has not finished"):
+        warm_start(model, earlier, CLASSES)
+    (earlier / "results.json").write_text("{}")
     (earlier / "model.safetensors").write_bytes(b"half a file")
     with pytest.raises(InvalidInput, match="damaged"):
         warm_start(model, earlier, CLASSES)

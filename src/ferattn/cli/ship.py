@@ -44,6 +44,7 @@ def ship(
     from ferattn.errors import InvalidOption
     from ferattn.training import Recipe, RunFolder
     from ferattn.training.card import make_card
+    from ferattn.training.lineage import find_seen
     from ferattn.training.shipping import compare_rounded, halve, read_curves, write_shipment
 
     finished = RunFolder(run)
@@ -59,7 +60,9 @@ def ship(
         for began in chain[1:]
         if began["data"]["dataset"] == config["data"]["dataset"]
     ]
-    _require_test_unseen(parts, earlier)
+    seen = find_seen(parts, dataset, chain[1:])
+    if seen is not None:
+        raise InvalidOption(f"{seen}.")
     saved = finished.predictions(parts.test_on)
     before = _predict(network, transform, parts.test, parts.label, "none", batch_size)
     compare_rounded(saved, before, f"{run}: its weights")
@@ -169,16 +172,15 @@ def _by_views(
 
 
 def _earlier(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """The configs of the runs whose weights a run began with, the nearest first."""
+    """The configs of the runs whose weights a run began with, the nearest first, all of them known."""
     from ferattn.errors import InvalidOption
+    from ferattn.training.lineage import earlier_configs
 
-    found = []
-    while "warm_start" in config:
-        config = config["warm_start"]["config"]
-        if config is None:
-            raise InvalidOption("the run began with weights from a file, and what those learnt from is not known.")
-        found.append(config)
-    return found
+    found = earlier_configs(config)
+    known = [link for link in found if link is not None]
+    if len(known) < len(found):
+        raise InvalidOption("the run began with weights from a file, and what those learnt from is not known.")
+    return known
 
 
 def _parts(config: dict[str, Any], dataset: FaceDataset, classes: tuple[str, ...]) -> Parts:
@@ -193,22 +195,6 @@ def _parts(config: dict[str, Any], dataset: FaceDataset, classes: tuple[str, ...
         limit=config["limit"],
         subset_seed=config["seed"],
     )
-
-
-def _require_test_unseen(parts: Parts, earlier: list[Parts]) -> None:
-    """The run's own test must not be what an earlier run learnt from; its figures would be too good."""
-    from ferattn.errors import InvalidOption
-
-    for began in earlier:
-        used = {"trained": began.train}
-        if parts.select_on != parts.test_on:  # else the card says that the test chose the epoch
-            used["chosen"] = began.validation
-        for role, images in used.items():
-            shared = len(set(parts.test.ids) & set(images.ids))
-            if shared:
-                raise InvalidOption(
-                    f"the run began with weights that were {role} on {shared} of its {len(parts.test)} test images."
-                )
 
 
 def _unseen(dataset: FaceDataset, part: str, runs: list[Parts], classes: tuple[str, ...]) -> FaceDataset:

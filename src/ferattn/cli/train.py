@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -152,6 +152,7 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
     from ferattn.data.opening import guess_kind
     from ferattn.errors import InvalidOption
     from ferattn.training import Machine, fit, load_recipe, make_parts, warm_start
+    from ferattn.training.lineage import earlier_configs, find_seen
     from ferattn.training.warm_start import normalization, origin, weights_file
 
     if job.warm_start is not None:
@@ -200,7 +201,12 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
     if job.warm_start is not None:
         about["warm_start"] = origin(job.warm_start)
         report = warm_start(network, job.warm_start, tuple(parts.train.classes))
-        Console(stderr=True, soft_wrap=True, highlight=False).print(str(report), markup=False)
+        seen = find_seen(parts, dataset, [link for link in earlier_configs(about) if link is not None])
+        console = Console(stderr=True, soft_wrap=True, highlight=False)
+        console.print(str(report), markup=False)
+        if seen is not None:
+            parts = replace(parts, honest=False)
+            console.print(f"Not honest: {seen}. Its accuracy will be too good.", markup=False)
         if settings.normalize == "model":  # as the weights know their images, not as random ones would
             known = normalization(job.warm_start)
             if known is None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ferattn.training.lineage import earlier_configs
+
 __all__ = ["DATA_TERMS", "make_card"]
 
 DATA_TERMS = {
@@ -195,10 +197,11 @@ def _making(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _began(config: Mapping[str, Any]) -> str:
-    runs = []
-    while "warm_start" in config:
-        config = config["warm_start"]["config"]
-        runs.append(f"{config['data']['dataset']} by the recipe `{config['recipe_name']}`, seed {config['seed']}")
+    runs = [
+        f"{link['data']['dataset']} by the recipe `{link['recipe_name']}`, seed {link['seed']}"
+        for link in earlier_configs(config)
+        if link is not None
+    ]
     if not runs:
         return ""
     return (

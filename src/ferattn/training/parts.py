@@ -12,7 +12,7 @@ from ferattn.data import CachedDataset, FaceDataset, cache, make_splits, random_
 from ferattn.errors import InvalidInput, InvalidOption, choose
 from ferattn.training.recipe import Recipe
 
-__all__ = ["Parts", "first_images", "make_parts", "picture_size", "store"]
+__all__ = ["Parts", "divide", "first_images", "make_parts", "picture_size", "store"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,8 @@ class Parts:
         test: What is reported.
         select_on: The name of ``validation``.
         test_on: The name of ``test``.
-        honest: False where one person may be on both sides, or where ``validation`` is ``test``.
+        honest: False where one person may be on both sides, where ``validation`` is ``test``, or where the weights
+            that the run began with have seen the test.
     """
 
     train: CachedDataset
@@ -68,6 +69,24 @@ def make_parts(
         InvalidOption: If the division has no such fold or lacks a part, or what was asked for changes nothing.
         InvalidInput: If a class has no training images, or there is only one.
     """
+    train, validation, test, honest = divide(
+        dataset, recipe, seed=seed, fold=fold, limit=limit, subset_seed=subset_seed, asked=asked
+    )
+    stored = [store(part, recipe.size, recipe.channels) for part in (train, validation, test)]
+    return Parts(stored[0], stored[1], stored[2], recipe.select_on, recipe.test_on, honest)
+
+
+def divide(
+    dataset: FaceDataset,
+    recipe: Recipe,
+    *,
+    seed: int,
+    fold: int,
+    limit: int | None,
+    subset_seed: int,
+    asked: Collection[str] = (),
+) -> tuple[FaceDataset, FaceDataset, FaceDataset, bool]:
+    """The training, selection and test images of :func:`make_parts` before any is read, and whether it is honest."""
     if len(dataset.classes) < 2:
         raise InvalidInput(f"{dataset.name}: images of {', '.join(dataset.classes)} only; two classes at least.")
     splits = make_splits(recipe.split, dataset, seed)
@@ -100,8 +119,7 @@ def make_parts(
     empty = [name for name, count in train.counts().items() if not count]
     if empty:
         raise InvalidInput(f"{dataset.name}: no training images of {', '.join(empty)}.")
-    stored = [store(part, recipe.size, recipe.channels) for part in (train, validation, test)]
-    return Parts(stored[0], stored[1], stored[2], recipe.select_on, recipe.test_on, honest)
+    return train, validation, test, honest
 
 
 def store(dataset: FaceDataset, size: int, channels: int) -> CachedDataset:

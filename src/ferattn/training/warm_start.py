@@ -20,26 +20,42 @@ def weights_file(path: Path) -> Path:
     """The safetensors file of a finished run, or the one that was named.
 
     Raises:
-        InvalidOption: If there is none, or the folder is not that of a run.
+        InvalidOption: If there is none, or the folder is not that of a finished run.
     """
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise InvalidOption(f"{path}: no weights there; the folder of a finished run, or a .safetensors file.")
-    if path.is_dir() and "data" not in RunFolder(path).config:
+    if not path.is_dir():
+        return file
+    if "data" not in RunFolder(path).config:
         raise InvalidOption(
-            f"{path}: weights to give away, and no run. Options: the run that they were made from, or {file}, "
-            "whose classes must be the new run's in the same order."
+            f"{path}: weights to give away, and no run. Options: the run that they were made from, or {file}."
         )
+    if not RunFolder(path).finished:
+        raise InvalidOption(f"{path}: the run has not finished; the same `ferattn train` goes on with it.")
     return file
 
 
 def origin(path: Path) -> dict[str, Any]:
     """What a later run keeps of the weights it began with: their SHA-256, and their own run's config if known."""
-    file = weights_file(path)
-    return {
-        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-        "config": RunFolder(path).config if path.is_dir() else None,
-    }
+    config = _config_beside(path)
+    if "data" not in config:  # weights to give away keep the config of the run that they were made from
+        config = config.get("ferattn", {}).get("config", {})
+    return {"sha256": hashlib.sha256(weights_file(path).read_bytes()).hexdigest(), "config": config or None}
+
+
+def _config_beside(path: Path) -> dict[str, Any]:
+    """The config beside weights, that of their run or of weights to give away; empty where there is none."""
+    folder = path if path.is_dir() else path.parent
+    if not path.is_dir() and (path.name != "model.safetensors" or not (folder / "config.json").is_file()):
+        return {}
+    return RunFolder(folder).config
+
+
+def _classes(path: Path) -> tuple[str, ...] | None:
+    config = _config_beside(path)
+    classes = config["data"]["classes"] if "data" in config else config.get("label_names")
+    return None if classes is None else tuple(classes)
 
 
 def normalization(path: Path) -> dict[str, tuple[float, ...]] | None:
@@ -48,9 +64,9 @@ def normalization(path: Path) -> dict[str, tuple[float, ...]] | None:
     Raises:
         InvalidInput: If the run has not finished.
     """
-    if not path.is_dir():
+    if "data" not in _config_beside(path):
         return None
-    normalize = RunFolder(path).load_transform().normalize
+    normalize = RunFolder(path if path.is_dir() else path.parent).load_transform().normalize
     if isinstance(normalize, Standardize):
         return {"mean": normalize.mean, "std": normalize.std}
     return {"mean": (0.0,), "std": (1.0,)} if isinstance(normalize, nn.Identity) else None
@@ -59,9 +75,9 @@ def normalization(path: Path) -> dict[str, tuple[float, ...]] | None:
 def warm_start(model: Any, path: Path, classes: tuple[str, ...]) -> LoadReport:
     """Put the weights of an earlier run into a model of the same architecture.
 
-    The classifier is taken over only where it has the same number of classes and, as far as the run says which ones,
-    the same classes in the same order; else it stays random. A fully connected head for pictures of another
-    size is fitted to the model's.
+    The classifier is taken over only where it has the same number of classes and, as far as a config beside the
+    weights says which ones, the same classes in the same order; else it stays random. A fully connected head for
+    pictures of another size is fitted to the model's.
 
     Args:
         model: A model of :func:`ferattn.create_model`; its weights are replaced.
@@ -92,9 +108,9 @@ def warm_start(model: Any, path: Path, classes: tuple[str, ...]) -> LoadReport:
             raise InvalidOption(
                 f"{file}: {key} reads pictures of {fitted[key].shape[1]} channels, the model {own[key].shape[1]}."
             )
-    learnt = tuple(RunFolder(path).config["data"]["classes"]) if path.is_dir() else classes
+    learnt = _classes(path)
     head = [key for key in own if key.startswith(f"{model.pretrained_cfg['classifier']}.")]
-    if learnt != classes or any(key not in fitted or fitted[key].shape != own[key].shape for key in head):
+    if learnt not in (None, classes) or any(key not in fitted or fitted[key].shape != own[key].shape for key in head):
         fitted |= {key: own[key] for key in head}
         new = tuple(head)
     else:

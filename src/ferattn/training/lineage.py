@@ -1,0 +1,72 @@
+"""Runs that began with the weights of other runs: which those are, and whether they have seen this one's test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ferattn.data import FaceDataset
+from ferattn.errors import InvalidInput, InvalidOption
+from ferattn.training.parts import Parts, divide
+from ferattn.training.recipe import Recipe
+
+__all__ = ["earlier_configs", "find_seen"]
+
+
+def earlier_configs(config: Mapping[str, Any]) -> list[dict[str, Any] | None]:
+    """The configs of the runs whose weights a run began with, the nearest first.
+
+    None stands for a file of weights of which no run is known; nothing before it is known either.
+    """
+    found: list[dict[str, Any] | None] = []
+    link: Mapping[str, Any] | None = config
+    while link is not None and "warm_start" in link:
+        link = link["warm_start"]["config"]
+        found.append(None if link is None else dict(link))
+    return found
+
+
+def find_seen(parts: Parts, dataset: FaceDataset, earlier: Iterable[Mapping[str, Any]]) -> str | None:
+    """How earlier runs have seen a run's test images, or other images of the same people; None if they have not.
+
+    Args:
+        parts: The run's images.
+        dataset: What they were taken from.
+        earlier: Configs of runs; those on data of another name are passed over.
+    """
+    for config in earlier:
+        if config["data"]["dataset"] != dataset.name:
+            continue
+        try:
+            train, validation, _, _ = divide(
+                dataset.with_classes(tuple(config["data"]["classes"]), allow_missing=True),
+                Recipe().changed(config["recipe"]),
+                seed=config["split_seed"],
+                fold=config["fold"],
+                limit=config["limit"],
+                subset_seed=config["seed"],
+            )
+        except (InvalidInput, InvalidOption) as error:
+            return f"the run began with weights of {dataset.name}, and which images those have seen is lost: {error}"
+        used = {"trained": train}
+        if parts.select_on != parts.test_on:  # else the test has chosen the epoch in any case, and it is said
+            used["chosen"] = validation
+        for role, images in used.items():
+            shared = _shared(parts, images)
+            if shared:
+                return f"the run began with weights that were {role} on {shared}"
+    return None
+
+
+def _shared(parts: Parts, images: FaceDataset) -> str | None:
+    test = parts.test
+    same = len(set(test.ids) & set(images.ids))
+    if same:
+        return f"{same} of its {len(test)} test images"
+    if test.subjects is None or images.subjects is None or parts.train.subjects is None:
+        return None
+    people = set(test.subjects)
+    if people & set(parts.train.subjects):  # the run itself learns from those it tests on
+        return None
+    known = len(people & set(images.subjects))
+    return f"images of {known} of the {len(people)} people in its test" if known else None
