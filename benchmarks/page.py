@@ -46,9 +46,9 @@ SECTIONS = (
         "Attention blocks alone",
         "ferattn's blocks and timm's with the same weights, at the feature maps of ResNet-50's four stages. The last "
         "column is the best share of the copy bandwidth, counting only the bytes that no implementation can avoid; "
-        "small maps stay in a cache, so it may exceed 100 %. The first record, of all sizes, is from before the gradient "
-        "of the blocks' mean lost a pass, and its eager training rows are too slow; the second has those at 48 pixels "
-        "as they are now.",
+        "small maps stay in a cache, so it may exceed 100 %. The first record, of all sizes, is from before the "
+        "gradient of the blocks' mean lost a pass, and its eager training rows are too slow; the second has those at "
+        "48 pixels as they are now.",
     ),
 )
 
