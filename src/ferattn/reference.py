@@ -170,14 +170,15 @@ def _mean(x: Tensor, dims: tuple[int, ...], keepdim: bool = False) -> Tensor:
 
     ``Tensor.mean`` first spreads the gradient over the map and divides it there, contiguously even where the map is
     channels_last: a pass more, and all that comes after mixes two memory formats. The gradient of a sum stays spread
-    out until it is added to the map's own. In float16 the sum could overflow.
+    out until it is added to the map's own. In bfloat16 the sum is rounded before it is divided, once more than in a
+    mean; in float16 it could overflow. Where no gradient is needed it is the mean itself.
     """
     learns = x.requires_grad and torch.is_grad_enabled()
     tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    recorded = tracing or torch.compiler.is_compiling()  # a compiler fuses either, a reader wants a mean
+    recorded = tracing or torch.compiler.is_compiling()  # a compiler fuses either; an exported model has a mean
     if not learns or recorded or x.dtype == torch.float16:
         return x.mean(dims, keepdim)
-    # With its dtype given, autocast lets the sum alone; it is accumulated in float32 in any case.
+    # With its dtype given, autocast lets the sum alone.
     return x.sum(dims, keepdim, dtype=x.dtype) / math.prod(x.shape[dim] for dim in dims)
 
 

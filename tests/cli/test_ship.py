@@ -245,6 +245,19 @@ def test_the_card_says_what_the_weights_began_with(images: Path, trained: Path, 
     assert "--data DATA --out RUN --seed 0 --warm-start RUN1" in card
 
 
+def test_the_card_says_that_what_it_began_with_had_been_given_away(
+    images: Path, trained: Path, tmp_path: Path
+) -> None:
+    run_ = _as_if_begun_with(trained, tmp_path / "run", dataset="JAFFE")
+    config = json.loads((run_ / "config.json").read_text())
+    config["warm_start"]["given_away"] = True
+    (run_ / "config.json").write_text(json.dumps(config))
+    assert run("ship", run_, tmp_path / "out", "--data", images, *TERMS).startswith("0")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "\nferattn ship RUN1 WEIGHTS1 --data DATA1\n" in card
+    assert "--out RUN --seed 0 --warm-start WEIGHTS1/model.safetensors" in card
+
+
 def test_halves_are_checked() -> None:
     assert halve({"a": torch.ones(2), "n": torch.tensor(3)})["n"].dtype == torch.int64
     for bad in (1e6, float("nan")):

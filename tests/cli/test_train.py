@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +19,10 @@ from cli.running import FAST, run
 from data import trees
 from ferattn import create_model
 from ferattn.cli.train import build_model
-from ferattn.data import open_dataset
+from ferattn.data import FaceDataset, open_dataset
 from ferattn.training import Predictions, Recipe, RunFolder, load_recipe, make_parts
 from ferattn.training.lineage import find_seen
+from ferattn.training.parts import divide
 
 
 def test_three_commands(images: Path, trained: Path, tmp_path: Path) -> None:
@@ -358,32 +360,68 @@ def test_a_test_that_the_weights_have_seen_is_not_honest(tmp_path: Path) -> None
     train("first")
     assert "Not honest" not in train("same", "--warm-start", tmp_path / "first")
     assert honest("same") == {True}
-    said = train("other", "--fold", 4, "--warm-start", tmp_path / "same")
+    other = ("other", "--fold", 4, "--warm-start", tmp_path / "first")
+    said = train(*other)
     assert "Not honest: the run began with weights that were" in said
     assert "on 7 of its 7 test images" in said
     assert honest("other") == {False}
+    assert "Not honest" in train(*other)  # finished: the same command leaves it as it is
+    said = run("pool", tmp_path / "same", tmp_path / "other", "--json", tmp_path / "folds.json")
+    assert "2 subjects, not honest" in said
+    assert not json.loads((tmp_path / "folds.json").read_text())["honest"]
+    shutil.copy(tmp_path / "same" / "model.safetensors", tmp_path / "weights.safetensors")
+    said = train("unknown", "--warm-start", tmp_path / "weights.safetensors")
+    assert "Not honest: the run began with weights of no known run" in said
+    assert honest("unknown") == {False}
 
 
 def test_people_that_the_weights_have_seen_are_no_test(tmp_path: Path) -> None:
     """Whoever learnt from other images of the people in the test knows them too."""
     dataset = open_dataset(trees.ck48_tree(tmp_path / "ck", subjects=20), "ckplus")
     even, odd = (dataset.subset(list(range(start, len(dataset), 2))) for start in (0, 1))
-    recipe = Recipe(split="subject-10-fold", validation_fraction=0.2)
+    recipe = Recipe(split="leave-one-subject-out", validation_fraction=0.5)
     parts = make_parts(odd, recipe)
-    about = {"dataset": dataset.name, "classes": list(dataset.classes)}
-    config = {"recipe": recipe.to_dict(), "split_seed": 0, "fold": 0, "limit": None, "seed": 0, "data": about}
-    assert find_seen(parts, odd, [config]) is None
-    seen = find_seen(parts, odd, [config | {"fold": 1}])
+
+    def config_of(data: FaceDataset, fold: int, seed: int = 0) -> dict[str, Any]:
+        given = {"split_seed": seed, "fold": fold, "limit": None, "seed": 0}
+        train, validation, _, _ = divide(data, recipe, seed=seed, fold=fold, limit=None, subset_seed=0)
+        images = {"train": len(train), "validation": len(validation)}
+        about = {"dataset": data.name, "classes": list(data.classes), "images": images}
+        return {"recipe": recipe.to_dict(), "data": about, **given}
+
+    first = config_of(odd, 0)
+    assert find_seen(parts, odd, [first]) is None
+    seen = find_seen(parts, odd, [config_of(odd, 1)])
     assert seen is not None
     assert seen.endswith(f"of its {len(parts.test)} test images")
-    assert find_seen(parts, odd, [config | {"fold": 1, "data": about | {"dataset": "FER2013"}}]) is None
+    assert "chosen on" in str([find_seen(parts, odd, [config_of(odd, fold)]) for fold in range(10)])
+    elsewhere = config_of(odd, 1)
+    elsewhere["data"]["dataset"] = "FER2013"
+    assert find_seen(parts, odd, [elsewhere]) is None
+    # The dataset has grown: the earlier run has seen some of it, this run's part is among the rest.
     people = set(parts.test.subjects or ())
-    folds = [find_seen(parts, even, [config | {"fold": fold}]) for fold in range(10)]
+    folds = [find_seen(parts, even, [config_of(even, fold)]) for fold in range(10)]
     assert f"of the {len(people)} people in its test" in str(folds)
-    lost = find_seen(parts, odd, [config | {"fold": 99}])
-    assert lost is not None
-    assert "is lost: " in lost
     by_image = make_parts(odd, recipe.changed({"split": "random-80-20", "select_on": "held-out"}))
     assert set(by_image.test.subjects or ()) & set(by_image.train.subjects or ())
-    told = [find_seen(by_image, even, [config | {"fold": fold}]) for fold in range(10)]
+    told = [find_seen(by_image, even, [config_of(even, fold)]) for fold in range(10)]
     assert told == [None] * 10  # it learns from the people in its test itself
+
+    without = {key: value for key, value in first.items() if key != "split_seed"}  # as ferattn.training.fit writes it
+    renamed = first | {"recipe": first["recipe"] | {"split": "old-name"}}
+    for lost in (first | {"fold": 99}, without, renamed, first | {"recipe": {"gone": 1}}):
+        assert "is unknown (" in str(find_seen(parts, odd, [lost]))
+    assert "as it was then" in str(find_seen(parts, even, [first]))
+    assert "no known run" in str(find_seen(parts, odd, [None]))
+
+
+def test_weights_of_the_package_count_as_a_warm_start(tmp_path: Path) -> None:
+    data = trees.fer_tree(tmp_path / "fer", trees.fer_rows(3))
+    options = ("--recipe", "luo2023", "--model", "cnn_se", "--data", data, *FAST, "--set", "epochs=1")
+    said = run("train", *options, "--set", "pretrained=true", "--set", "norm=own", "--out", tmp_path / "run")
+    assert "Not honest: the run began with weights of FER2013 as it was then: 28709 and 3589 images" in said
+    began = RunFolder(tmp_path / "run").config["warm_start"]
+    assert (began["config"]["model"], began["given_away"]) == ("cnn_se", True)
+    said = run("ship", tmp_path / "run", tmp_path / "out", "--data", data)
+    assert said.startswith("2")
+    assert "as it was then" in said

@@ -225,7 +225,7 @@ def test_the_merged_test_is_honest_where_training_images_choose_the_epoch() -> N
     assert [len(part) for part in (made.train, made.validation, made.test)] == [108, 12, 80]
     assert (made.honest, made.label) == (True, "toy test")
     chosen_on_it = make_parts(data, recipe.changed({"select_on": "test"}))
-    assert (chosen_on_it.honest, chosen_on_it.label) == (False, "toy test (as published, not honest)")
+    assert (chosen_on_it.honest, chosen_on_it.label) == (False, "toy test (not honest)")
 
 
 def test_parts_that_are_not_there() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from torch import Tensor
 from ferattn import create_model
 from ferattn.errors import InvalidInput, InvalidOption, WeightsMismatch
 from ferattn.training import warm_start
-from ferattn.training.warm_start import origin
+from ferattn.training.warm_start import normalization, origin
 
 CLASSES = ("angry", "happy", "sad")
+A_RUN = {"seed": 3, "data": {"classes": list(CLASSES), "dataset": "toy"}}
 
 
 @pytest.fixture
@@ -23,7 +25,7 @@ def earlier(tmp_path: Path) -> Path:
     """The folder of a run, as far as its weights go."""
     torch.manual_seed(1)
     save_file(create_model("cnn_se", num_classes=3).state_dict(), tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({"data": {"classes": CLASSES}}))
+    (tmp_path / "config.json").write_text(json.dumps(A_RUN))
     (tmp_path / "results.json").write_text("{}")
     return tmp_path
 
@@ -58,15 +60,36 @@ def test_other_classes_begin_with_a_new_classifier(earlier: Path, classes: tuple
     assert torch.equal(model.state_dict()["features.0.weight"], learnt["features.0.weight"])
 
 
-@pytest.mark.parametrize("config", [{"data": {"classes": CLASSES}}, {"label_names": CLASSES}])
-def test_a_file_is_believed_what_its_config_says(earlier: Path, config: dict[str, object]) -> None:
-    made_from = {"ferattn": {"config": {"seed": 3}}} if "label_names" in config else {}
-    (earlier / "config.json").write_text(json.dumps(config | made_from))
-    model = create_model("cnn_se", num_classes=3)
-    assert warm_start(model, earlier / "model.safetensors", CLASSES).new == ()
-    assert warm_start(model, earlier / "model.safetensors", ("x", "y", "z")).new == ("head.fc.weight", "head.fc.bias")
-    known = json.loads(json.dumps({"seed": 3} if made_from else config))
-    assert origin(earlier / "model.safetensors")["config"] == known
+def _given_away(earlier: Path) -> dict[str, object]:
+    digest = hashlib.sha256((earlier / "model.safetensors").read_bytes()).hexdigest()
+    means = {"mean": [0.25], "std": [0.5]}
+    return {"label_names": CLASSES, "sha256": digest, "pretrained_cfg": means, "ferattn": {"config": A_RUN}}
+
+
+@pytest.mark.parametrize("given_away", [False, True])
+def test_a_file_is_believed_what_its_config_says(earlier: Path, given_away: bool) -> None:
+    if given_away:
+        (earlier / "config.json").write_text(json.dumps(_given_away(earlier)))
+    model, file = create_model("cnn_se", num_classes=3), earlier / "model.safetensors"
+    assert warm_start(model, file, CLASSES).new == ()
+    assert warm_start(model, file, ("x", "y", "z")).new == ("head.fc.weight", "head.fc.bias")
+    began = origin(file)
+    assert (began["config"], began["given_away"]) == (A_RUN, given_away)
+    if given_away:
+        assert normalization(file) == {"mean": (0.25,), "std": (0.5,)}
+
+
+def test_what_stands_beside_a_file_by_chance_is_not_believed(earlier: Path) -> None:
+    model, file = create_model("cnn_se", num_classes=3), earlier / "model.safetensors"
+    others = _given_away(earlier) | {"sha256": "0" * 64}  # other weights than these
+    foreign = ({"data": "/x"}, {"data": {"path": "/x"}}, {"ferattn": None}, [], others, {"label_names": CLASSES})
+    for content in foreign:
+        (earlier / "config.json").write_text(json.dumps(content))
+        assert warm_start(model, file, ("x", "y", "z")).new == ()
+        assert origin(file)["config"] is None
+        assert normalization(file) is None
+        with pytest.raises(InvalidOption, match=r"not the folder of a run\. Options"):
+            warm_start(model, earlier, CLASSES)
 
 
 def test_a_head_is_fitted_to_larger_pictures(earlier: Path) -> None:
@@ -83,10 +106,10 @@ def test_what_cannot_begin_a_run_is_told(earlier: Path, tmp_path: Path) -> None:
         warm_start(create_model("cnn", num_classes=3), earlier, CLASSES)
     with pytest.raises(InvalidOption, match="1 channels, the model 3"):
         warm_start(create_model("cnn_se", num_classes=3, in_chans=3), earlier, CLASSES)
-    (earlier / "config.json").write_text(json.dumps({"architecture": "cnn_se", "label_names": CLASSES}))
-    with pytest.raises(InvalidOption, match=r"no run\. Options: the run that they were made from"):
+    (earlier / "config.json").write_text(json.dumps(_given_away(earlier)))
+    with pytest.raises(InvalidOption, match=r"not the folder of a run\. Options: the run that the weights were made"):
         warm_start(model, earlier, CLASSES)
-    (earlier / "config.json").write_text(json.dumps({"data": {"classes": CLASSES}}))
+    (earlier / "config.json").write_text(json.dumps(A_RUN))
     (earlier / "results.json").unlink()
     with pytest.raises(InvalidOption, match="has not finished"):
         warm_start(model, earlier, CLASSES)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["pool"]
 
 _OF_THE_FOLD = ("fold", "seed", "machine")
-_OF_THE_DATA = ("dataset", "classes", "select_on", "test_on", "honest")
+_OF_THE_DATA = ("dataset", "classes", "select_on", "test_on")
 
 
 def pool(
@@ -53,7 +53,7 @@ def pool(
         "model": config["model"],
         "recipe_name": config["recipe_name"],
         "split": config["recipe"]["split"],
-        "honest": config["data"]["honest"],
+        "honest": all(folder.config["data"]["honest"] for folder in folders),
         "subjects": None if together.subjects is None else len(set(together.subjects)),
         "folds": folds,
     } | figures
@@ -64,7 +64,7 @@ def pool(
     for fold in folds:
         console.print(f"fold {fold['fold']} {fold['run']}: {fold['accuracy']:.2%} of {fold['images']} images")
     people = "subjects unknown" if report["subjects"] is None else f"{report['subjects']} subjects"
-    honest = "" if report["honest"] else ", as published, not honest"
+    honest = "" if report["honest"] else ", not honest"
     console.print(f"{config['model']}, {config['recipe_name']}, {report['split']}, {people}{honest}")
     print_figures(report)
 

@@ -273,12 +273,18 @@ def _tag(config: dict[str, Any]) -> str:
 def _train_commands(config: dict[str, Any]) -> list[str]:
     """What has to be typed to train the same again, from random weights on."""
     chain = [config, *_earlier(config)][::-1]
-    folders = [f"RUN{number}" for number in range(1, len(chain))] + ["RUN"]
     own = config["data"]["dataset"]
-    return [
-        _train_command(link, "DATA" if link["data"]["dataset"] == own else f"DATA{number}", out, begin)
-        for number, (link, out, begin) in enumerate(zip(chain, folders, [None, *folders], strict=False), 1)
-    ]
+    commands: list[str] = []
+    begin, where = None, "DATA"
+    for number, link in enumerate(chain, 1):
+        if begin is not None and link["warm_start"].get("given_away"):
+            commands.append(f"ferattn ship {begin} WEIGHTS{number - 1} --data {where}")
+            begin = f"WEIGHTS{number - 1}/model.safetensors"
+        where = "DATA" if link["data"]["dataset"] == own else f"DATA{number}"
+        out = "RUN" if number == len(chain) else f"RUN{number}"
+        commands.append(_train_command(link, where, out, begin))
+        begin = out
+    return commands
 
 
 def _train_command(config: dict[str, Any], where: str, out: str, begin: str | None) -> str:

@@ -198,15 +198,17 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
         "fold": job.fold,
         "limit": job.limit,
     }
-    if job.warm_start is not None:
-        about["warm_start"] = origin(job.warm_start)
-        report = warm_start(network, job.warm_start, tuple(parts.train.classes))
-        seen = find_seen(parts, dataset, [link for link in earlier_configs(about) if link is not None])
-        console = Console(stderr=True, soft_wrap=True, highlight=False)
-        console.print(str(report), markup=False)
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    began = _shipped_weights(network) if fresh else job.warm_start
+    if began is not None:
+        about["warm_start"] = origin(began)
+        seen = find_seen(parts, dataset, earlier_configs(about))
         if seen is not None:
             parts = replace(parts, honest=False)
-            console.print(f"Not honest: {seen}. Its accuracy will be too good.", markup=False)
+            console.print(f"Not honest: {seen}. The accuracy may be too good.", markup=False)
+    if job.warm_start is not None:
+        report = warm_start(network, job.warm_start, tuple(parts.train.classes))
+        console.print(str(report), markup=False)
         if settings.normalize == "model":  # as the weights know their images, not as random ones would
             known = normalization(job.warm_start)
             if known is None:
@@ -221,6 +223,14 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
     if run.finished and not job.checkpoints:
         shutil.rmtree(run.best.parent, ignore_errors=True)
     return run
+
+
+def _shipped_weights(network: Any) -> Path | None:
+    """The file of the package that a model's weights were read from, if they were."""
+    from ferattn.shipped import SHIPPED
+
+    file = network.pretrained_cfg.get("file")
+    return Path(file) if file and Path(file).parent.parent == Path(str(SHIPPED)) else None
 
 
 def settings_of(job: Job, kind: str) -> Recipe:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ferattn.data import FaceDataset
-from ferattn.errors import InvalidInput, InvalidOption
+from ferattn.errors import FerattnError
 from ferattn.training.parts import Parts, divide
 from ferattn.training.recipe import Recipe
 
@@ -26,15 +26,20 @@ def earlier_configs(config: Mapping[str, Any]) -> list[dict[str, Any] | None]:
     return found
 
 
-def find_seen(parts: Parts, dataset: FaceDataset, earlier: Iterable[Mapping[str, Any]]) -> str | None:
+def find_seen(parts: Parts, dataset: FaceDataset, earlier: Iterable[Mapping[str, Any] | None]) -> str | None:
     """How earlier runs have seen a run's test images, or other images of the same people; None if they have not.
+
+    What an earlier run has seen is found by dividing the dataset once more as it did. Where that gives other numbers
+    of images than the run's config names, or cannot be done, it counts as seen, and so do weights of no known run.
 
     Args:
         parts: The run's images.
         dataset: What they were taken from.
-        earlier: Configs of runs; those on data of another name are passed over.
+        earlier: Configs of runs, as of :func:`earlier_configs`; those on data of another name are passed over.
     """
     for config in earlier:
+        if config is None:
+            return "the run began with weights of no known run, which may have seen its test images"
         if config["data"]["dataset"] != dataset.name:
             continue
         try:
@@ -46,8 +51,15 @@ def find_seen(parts: Parts, dataset: FaceDataset, earlier: Iterable[Mapping[str,
                 limit=config["limit"],
                 subset_seed=config["seed"],
             )
-        except (InvalidInput, InvalidOption) as error:
-            return f"the run began with weights of {dataset.name}, and which images those have seen is lost: {error}"
+            then = config["data"]["images"]
+        except (FerattnError, LookupError, TypeError) as error:
+            told = f"which images those have seen is unknown ({error!r})"
+            return f"the run began with weights of {dataset.name}, and {told}"
+        if (len(train), len(validation)) != (then["train"], then["validation"]):
+            return (
+                f"the run began with weights of {dataset.name} as it was then: {then['train']} and "
+                f"{then['validation']} images to learn from and to choose on, now {len(train)} and {len(validation)}"
+            )
         used = {"trained": train}
         if parts.select_on != parts.test_on:  # else the test has chosen the epoch in any case, and it is said
             used["chosen"] = validation

@@ -39,7 +39,7 @@ class Parts:
     @property
     def label(self) -> str:
         """Which test this is, for reports."""
-        return f"{self.test.name} {self.test_on}" + ("" if self.honest else " (as published, not honest)")
+        return f"{self.test.name} {self.test_on}" + ("" if self.honest else " (not honest)")
 
 
 def make_parts(

@@ -27,9 +27,9 @@ def weights_file(path: Path) -> Path:
         raise InvalidOption(f"{path}: no weights there; the folder of a finished run, or a .safetensors file.")
     if not path.is_dir():
         return file
-    if "data" not in RunFolder(path).config:
+    if "data" not in _config_beside(path):
         raise InvalidOption(
-            f"{path}: weights to give away, and no run. Options: the run that they were made from, or {file}."
+            f"{path}: not the folder of a run. Options: the run that the weights were made from, or {file}."
         )
     if not RunFolder(path).finished:
         raise InvalidOption(f"{path}: the run has not finished; the same `ferattn train` goes on with it.")
@@ -37,19 +37,46 @@ def weights_file(path: Path) -> Path:
 
 
 def origin(path: Path) -> dict[str, Any]:
-    """What a later run keeps of the weights it began with: their SHA-256, and their own run's config if known."""
+    """What a later run keeps of the weights it began with.
+
+    Their SHA-256, the config of their run if one is known, and whether they are that run's weights as they were given
+    away, in half precision.
+    """
     config = _config_beside(path)
-    if "data" not in config:  # weights to give away keep the config of the run that they were made from
+    given_away = "data" not in config
+    if given_away:
         config = config.get("ferattn", {}).get("config", {})
-    return {"sha256": hashlib.sha256(weights_file(path).read_bytes()).hexdigest(), "config": config or None}
+    return {
+        "sha256": _sha256(weights_file(path)),
+        "config": config or None,
+        "given_away": given_away and bool(config),
+    }
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _config_beside(path: Path) -> dict[str, Any]:
-    """The config beside weights, that of their run or of weights to give away; empty where there is none."""
+    """The config beside weights, that of their run or of weights to give away; empty where there is none of ours."""
     folder = path if path.is_dir() else path.parent
-    if not path.is_dir() and (path.name != "model.safetensors" or not (folder / "config.json").is_file()):
+    if not path.is_dir() and path.name != "model.safetensors":
         return {}
-    return RunFolder(folder).config
+    try:
+        config = RunFolder(folder).config
+    except InvalidInput:
+        return {}
+    if _is_of_a_run(config):
+        return config
+    made = config.get("ferattn")
+    ours = isinstance(made, dict) and _is_of_a_run(made.get("config")) and isinstance(config.get("label_names"), list)
+    # Other weights that somebody put there are not what the config tells of.
+    return config if ours and config.get("sha256") == _sha256(folder / "model.safetensors") else {}
+
+
+def _is_of_a_run(config: Any) -> bool:
+    data = config.get("data") if isinstance(config, dict) else None
+    return isinstance(data, dict) and {"classes", "dataset"} <= data.keys()
 
 
 def _classes(path: Path) -> tuple[str, ...] | None:
@@ -64,7 +91,10 @@ def normalization(path: Path) -> dict[str, tuple[float, ...]] | None:
     Raises:
         InvalidInput: If the run has not finished.
     """
-    if "data" not in _config_beside(path):
+    config = _config_beside(path)
+    if "pretrained_cfg" in config:
+        return {name: tuple(config["pretrained_cfg"][name]) for name in ("mean", "std")}
+    if not config:
         return None
     normalize = RunFolder(path if path.is_dir() else path.parent).load_transform().normalize
     if isinstance(normalize, Standardize):
