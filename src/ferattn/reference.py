@@ -7,7 +7,6 @@ the shape, dtype and memory format of their input.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ferattn.errors import InvalidInput
+from ferattn.pools import amax, mean
 
 __all__ = ["cbam", "channel_attention", "channel_gate", "eca", "se", "spatial_attention", "spatial_gate"]
 
@@ -38,7 +38,7 @@ def se(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) 
     Source: Hu et al. 2018, arXiv 1709.01507, eq. 2-4; Miskow & Altahhan 2022, arXiv 2410.17740, eq. 1-2.
     """
     _require_map(x, w1.shape[1], "SE")
-    z = _mean(x, (2, 3))
+    z = mean(x, (2, 3))
     s = torch.sigmoid(F.linear(F.relu(F.linear(z, w1, b1)), w2, b2))
     return x * s.to(x.dtype)[:, :, None, None]
 
@@ -62,7 +62,7 @@ def eca(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, channels: int,
     """
     _require_map(x, channels, "ECA")
     padding = weight.shape[-1] // 2
-    z = _mean(x, (2, 3))[:, None, :]
+    z = mean(x, (2, 3))[:, None, :]
     if circular:
         z, padding = F.pad(z, (padding, padding), mode="circular"), 0
     s = torch.sigmoid(F.conv1d(z, weight, bias, padding=padding))[:, 0, :]
@@ -83,7 +83,7 @@ def channel_attention(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: 
     def mlp(z: Tensor) -> Tensor:
         return F.linear(F.relu(F.linear(z, w1, b1)), w2, b2)
 
-    return torch.sigmoid(mlp(_mean(x, (2, 3))) + mlp(x.amax((2, 3))))
+    return torch.sigmoid(mlp(mean(x, (2, 3))) + mlp(amax(x, (2, 3))))
 
 
 def channel_gate(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) -> Tensor:
@@ -107,7 +107,7 @@ def spatial_attention(
     Source: Woo et al. 2018, arXiv 1807.06521, eq. 3.
     """
     _require_map(x, None, "CBAM's spatial gate")
-    pooled = torch.cat([_mean(x, (1,), keepdim=True), x.amax(1, keepdim=True)], dim=1)
+    pooled = torch.cat([mean(x, (1,), keepdim=True), amax(x, (1,), keepdim=True)], dim=1)
     logits = F.conv2d(pooled, weight, bias, padding=weight.shape[-1] // 2)
     return torch.sigmoid(logits if norm is None else norm(logits))
 
@@ -165,23 +165,7 @@ def _require_map(x: Tensor, channels: int | None, block: str) -> None:
         raise InvalidInput(f"{block} was made for {channels} channels; got a map of shape {tuple(x.shape)}.")
 
 
-def _mean(x: Tensor, dims: tuple[int, ...], keepdim: bool = False) -> Tensor:
-    """The mean, whose gradient is divided while it is small.
-
-    ``Tensor.mean`` first spreads the gradient over the map and divides it there, contiguously even where the map is
-    channels_last: a pass more, and all that comes after mixes two memory formats. The gradient of a sum stays spread
-    out until it is added to the map's own. In bfloat16 the sum is rounded before it is divided, once more than in a
-    mean; in float16 it could overflow. Where no gradient is needed it is the mean itself.
-    """
-    learns = x.requires_grad and torch.is_grad_enabled()
-    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    recorded = tracing or torch.compiler.is_compiling()  # a compiler fuses either; an exported model has a mean
-    if not learns or recorded or x.dtype == torch.float16:
-        return x.mean(dims, keepdim)
-    # With its dtype given, autocast lets the sum alone.
-    return x.sum(dims, keepdim, dtype=x.dtype) / math.prod(x.shape[dim] for dim in dims)
-
-
 # A symbolic trace has no shapes to look at: it keeps each of these as one call and makes it when the trace runs.
 torch.fx.wrap("_require_map")
-torch.fx.wrap("_mean")
+torch.fx.wrap("mean")
+torch.fx.wrap("amax")
