@@ -55,11 +55,6 @@ def ship(
     chain = [config, *_earlier(config)]
     allowed = _terms([link["data"]["dataset"] for link in chain], terms)
     parts = _parts(config, dataset, classes)
-    earlier = [
-        _parts(began, dataset, tuple(began["data"]["classes"]))
-        for began in chain[1:]
-        if began["data"]["dataset"] == config["data"]["dataset"]
-    ]
     seen = find_seen(parts, dataset, chain[1:])
     if seen is not None:
         raise InvalidOption(f"{seen}.")
@@ -79,9 +74,7 @@ def ship(
     for part in split or []:
         if part in figures:
             raise InvalidOption(f"--split {part}: reported anyway, as the run's test.")
-        figures[part] = _by_views(
-            plain, transform, _unseen(dataset, part, [parts, *earlier], classes), part, recipe, results
-        )
+        figures[part] = _by_views(plain, transform, _unseen(dataset, part, chain, classes), part, recipe, results)
     about = _description(plain, transform, name, tag or _tag(config))
     facts = {
         "architecture": name,
@@ -197,13 +190,16 @@ def _parts(config: dict[str, Any], dataset: FaceDataset, classes: tuple[str, ...
     )
 
 
-def _unseen(dataset: FaceDataset, part: str, runs: list[Parts], classes: tuple[str, ...]) -> FaceDataset:
+def _unseen(dataset: FaceDataset, part: str, chain: list[dict[str, Any]], classes: tuple[str, ...]) -> FaceDataset:
     """An official part, none of which was trained or chosen on, in the run itself or one that it began with."""
     from ferattn.errors import InvalidOption
+    from ferattn.training.lineage import images_used
 
     images = dataset.part(part).with_classes(classes, allow_missing=True)
-    for parts in runs:
-        for role, used in (("trained", parts.train), ("chosen", parts.validation)):
+    for link in chain:
+        if link["data"]["dataset"] != chain[0]["data"]["dataset"]:
+            continue
+        for role, used in images_used(link, dataset).items():
             shared = len(set(images.ids) & set(used.ids))
             if shared:
                 raise InvalidOption(f"--split {part}: the run was {role} on {shared} of its {len(images)} images.")

@@ -10,7 +10,7 @@ from ferattn.errors import FerattnError
 from ferattn.training.parts import Parts, divide
 from ferattn.training.recipe import Recipe
 
-__all__ = ["earlier_configs", "find_seen"]
+__all__ = ["earlier_configs", "find_seen", "images_used"]
 
 
 def earlier_configs(config: Mapping[str, Any]) -> list[dict[str, Any] | None]:
@@ -24,6 +24,25 @@ def earlier_configs(config: Mapping[str, Any]) -> list[dict[str, Any] | None]:
         link = link["warm_start"]["config"]
         found.append(None if link is None else dict(link))
     return found
+
+
+def images_used(config: Mapping[str, Any], dataset: FaceDataset) -> dict[str, FaceDataset]:
+    """The images on which a run was ``"trained"`` and its epoch ``"chosen"``: the dataset divided as it did, unread.
+
+    Raises:
+        InvalidOption: If the dataset cannot be divided so.
+        InvalidInput: Likewise.
+        UnknownChoice: Likewise.
+    """
+    train, validation, _, _ = divide(
+        dataset.with_classes(tuple(config["data"]["classes"]), allow_missing=True),
+        Recipe().changed(config["recipe"]),
+        seed=config["split_seed"],
+        fold=config["fold"],
+        limit=config["limit"],
+        subset_seed=config["seed"],
+    )
+    return {"trained": train, "chosen": validation}
 
 
 def find_seen(parts: Parts, dataset: FaceDataset, earlier: Iterable[Mapping[str, Any] | None]) -> str | None:
@@ -43,26 +62,20 @@ def find_seen(parts: Parts, dataset: FaceDataset, earlier: Iterable[Mapping[str,
         if config["data"]["dataset"] != dataset.name:
             continue
         try:
-            train, validation, _, _ = divide(
-                dataset.with_classes(tuple(config["data"]["classes"]), allow_missing=True),
-                Recipe().changed(config["recipe"]),
-                seed=config["split_seed"],
-                fold=config["fold"],
-                limit=config["limit"],
-                subset_seed=config["seed"],
-            )
+            used = images_used(config, dataset)
             then = config["data"]["images"]
         except (FerattnError, LookupError, TypeError) as error:
             told = f"which images those have seen is unknown ({error!r})"
             return f"the run began with weights of {dataset.name}, and {told}"
-        if (len(train), len(validation)) != (then["train"], then["validation"]):
+        now = {role: len(images) for role, images in used.items()}
+        if now != {"trained": then["train"], "chosen": then["validation"]}:
             return (
                 f"the run began with weights of {dataset.name} as it was then: {then['train']} and "
-                f"{then['validation']} images to learn from and to choose on, now {len(train)} and {len(validation)}"
+                f"{then['validation']} images to learn from and to choose on, now "
+                f"{now['trained']} and {now['chosen']}"
             )
-        used = {"trained": train}
-        if parts.select_on != parts.test_on:  # else the test has chosen the epoch in any case, and it is said
-            used["chosen"] = validation
+        if parts.select_on == parts.test_on:  # the test has chosen the epoch in any case, and it is said
+            del used["chosen"]
         for role, images in used.items():
             shared = _shared(parts, images)
             if shared:
