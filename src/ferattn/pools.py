@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-__all__ = ["amax", "mean"]
+__all__ = ["amax", "mean", "transformed"]
 
 
 def mean(x: Tensor, dims: tuple[int, ...], keepdim: bool = False) -> Tensor:
@@ -40,7 +40,7 @@ def amax(x: Tensor, dims: tuple[int, ...], keepdim: bool = False) -> Tensor:
     On a CPU the gradient of ``Tensor.amax`` goes through a mask of booleans, whose conversions take most of its time;
     here the mask has the map's dtype. Arguments as those of :func:`mean`.
     """
-    if not _learns(x) or x.device.type != "cpu" or not _in_plain_autograd(x):
+    if not _learns(x) or x.device.type != "cpu" or type(x) not in (Tensor, Parameter) or transformed():
         return x.amax(dims, keepdim)
     peak: Tensor = _Amax.apply(x, dims)
     return peak if keepdim else peak.squeeze(dims)
@@ -54,10 +54,9 @@ def _learns(x: Tensor) -> bool:
     return not tracing and not torch.compiler.is_compiling()
 
 
-def _in_plain_autograd(x: Tensor) -> bool:
-    """Whether x has nothing but a backward pass before it: no transform, no forward derivative, no subclass."""
-    transformed = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-    return type(x) in (Tensor, Parameter) and not transformed
+def transformed() -> bool:
+    """Whether derivatives are taken otherwise than by a backward pass: by torch.func, or forwards."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
 class _Amax(torch.autograd.Function):

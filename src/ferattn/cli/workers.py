@@ -15,9 +15,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from ferattn.cli.train import Job
@@ -144,6 +145,7 @@ class _Worker:
             env=environment,
             text=True,
         )
+        self._orders, self._answers = cast("IO[str]", self._process.stdin), cast("IO[str]", self._process.stdout)
 
     @property
     def alive(self) -> bool:
@@ -163,11 +165,9 @@ class _Worker:
             watchdog.start()
         answer = ""
         try:
-            assert self._process.stdin is not None
-            assert self._process.stdout is not None
-            self._process.stdin.write(json.dumps(list(words)) + "\n")
-            self._process.stdin.flush()
-            answer = self._process.stdout.readline()
+            self._orders.write(json.dumps(list(words)) + "\n")
+            self._orders.flush()
+            answer = self._answers.readline()
         except OSError:
             pass  # it has died: told below
         finally:
@@ -188,12 +188,9 @@ class _Worker:
         if self.alive:
             self._process.kill()
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._errors):
-            try:
-                if stream is not None:
-                    stream.close()
-            except OSError:
-                pass
+        for stream in (self._orders, self._answers, self._errors):
+            with suppress(OSError):
+                stream.close()
 
 
 def job_of(words: Sequence[str]) -> Job:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ferattn.errors import InvalidOption, choose
 from ferattn.kernels.parts import Act, CBAMGate, ECAGate, Gate, Norm, require
+from ferattn.pools import transformed
 
 __all__ = ["PATHS", "Decision", "decide", "explain", "use"]
 
@@ -133,9 +134,7 @@ def _hindrance(x: Tensor, shortcut: Tensor | None, gate: Gate, norm: Norm | None
         return f"the map is {str(x.dtype).removeprefix('torch.')}"
     if torch.compiler.is_exporting():
         return "an exported program must not need ferattn"
-    if not torch.compiler.is_compiling() and (
-        torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-    ):
+    if not torch.compiler.is_compiling() and transformed():
         return "torch.func and forward-mode derivatives go through the plain passes"
     if x.is_cuda and not torch.compiler.is_compiling() and x.device.index != torch.cuda.current_device():
         return "the map is not on the current CUDA device"

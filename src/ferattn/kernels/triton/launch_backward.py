@@ -118,7 +118,6 @@ def _before(
 
 def _filter(x: Tensor, of: Layout, dlogits: Tensor, f: Forward, p: Small, o: Options) -> tuple[Tensor, Tensor, int]:
     """Through the spatial gate's filter: (b, 2, p), and a row of filter gradients for every 256 places."""
-    assert p.conv is not None
     k = p.conv.shape[-1]
     spans = over(of.p, 256)
     spread = torch.empty_like(f.pooled)
@@ -149,7 +148,6 @@ def _through_mlp(
     sums: _Sums, more: _Sums | None, whole: Tensor, constants: Tensor, dlogits: Tensor, dhidden: Tensor,
 ) -> None:  # fmt: skip
     """From the sums over the maps back to the pools and on to the maps."""
-    assert p.pool is not None
     r, of_pools = f.hidden.shape[2], f.hidden.shape[1]
     norm = (or_any(p.weight, x), or_any(p.bias, x), or_any(p.mean, x), or_any(p.inv, x))
     also = more or sums
@@ -174,8 +172,6 @@ def _through_eca(
     whole: Tensor, constants: Tensor, dlogits: Tensor,
 ) -> tuple[Tensor, int]:  # fmt: skip
     """As :func:`_through_mlp`, and rows of filter gradients."""
-    assert p.pool is not None
-    assert p.conv is not None
     norm = (or_any(p.weight, x), or_any(p.bias, x), or_any(p.mean, x), or_any(p.inv, x))
     k, blocks = p.conv.shape[-1], over(of.c, 256)
     partial = x.new_empty((of.b * blocks, k + 1), dtype=torch.float32)
@@ -196,7 +192,6 @@ def _weights(
     partial: Tensor, rows: int,
 ) -> tuple[list[Tensor], Tensor]:  # fmt: skip
     """Gradients of the parameters, and what the batch statistics pull by, (2, c)."""
-    assert p.pool is not None
     none = x.new_empty(0)
     parameters = (p.weight, p.bias, p.w1, p.b1, p.w2, p.b2, p.conv, p.conv_bias)
     # Empty ones have storages of their own: an operator must not return one tensor twice.
