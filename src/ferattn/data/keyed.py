@@ -55,7 +55,7 @@ def keyed_uniform(seed: int, epoch: int, indices: Tensor, columns: int) -> Tenso
     >>> a.shape, torch.equal(a[1:], keyed_uniform(0, 1, torch.tensor([7]), 3))
     (torch.Size([2, 3]), True)
     """
-    key = torch.tensor(seed, dtype=torch.int64)  # on the CPU: one number is no work for a GPU
+    key = torch.tensor(seed, dtype=torch.int64, device="cpu")  # one number is no work for a GPU
     key = _mix(_mix(key + _GAMMA) + epoch * 2 + 1)
     image = _mix((indices.to(torch.int64) + 1) * _GAMMA + int(key))
     column = torch.arange(1, columns + 1, dtype=torch.int64, device=indices.device) * _GAMMA
