@@ -1,11 +1,22 @@
 import io
 
+import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from data.trees import ck48_tree, fer_tree, toy
-from ferattn.data import FER2013, CKPlus, cache, contact_sheet, mean_and_std, summarize
+from ferattn.data import (
+    FER2013,
+    CKPlus,
+    cache,
+    contact_sheet,
+    equalized_share,
+    is_equalized,
+    mean_and_std,
+    summarize,
+)
 from ferattn.errors import InvalidInput, InvalidOption
 
 
@@ -21,6 +32,33 @@ def test_the_summary_counts_and_measures(tmp_path):
     assert summary["statistics"]["train"]["std"] == pytest.approx(train.std())
     assert mean_and_std(cache(dataset.part("train"))) == pytest.approx((train.mean(), train.std()))
     assert summary["subjects"] is None
+
+
+def test_equalised_pictures_are_told_from_others(tmp_path):
+    rng = np.random.default_rng(0)
+    natural = [rng.normal(100, 40, (48, 48)).clip(0, 255).astype(np.uint8) for _ in range(3)]
+    equalised = [cv2.equalizeHist(picture) for picture in natural]
+    assert [is_equalized(torch.from_numpy(picture)[None]) for picture in natural + equalised] == [False] * 3 + [
+        True
+    ] * 3
+    assert is_equalized(torch.from_numpy(np.stack([equalised[0]] * 3)))  # the same in three channels
+    assert not is_equalized(torch.full((1, 9, 9), 77, dtype=torch.uint8))
+    rows = [(label, "Training", picture) for label, picture in enumerate(natural[:2] + equalised)]
+    dataset = FER2013(fer_tree(tmp_path, rows))
+    assert summarize(dataset)["equalized"] == equalized_share(cache(dataset)) == 0.6
+    stored = cache(dataset)
+    assert equalized_share(stored, limit=2) == np.mean([is_equalized(stored.images[row]) for row in (0, 4)])
+    with pytest.raises(InvalidInput, match="empty"):
+        equalized_share(stored.subset(np.array([], np.int64)))
+
+
+def test_equalisation_is_seen_through_recoding():
+    natural = np.random.default_rng(0).normal(100, 40, (48, 48)).clip(0, 255)
+    smooth = cv2.GaussianBlur(natural, (0, 0), 2)
+    picture = cv2.equalizeHist(np.round(255 * (smooth - smooth.min()) / np.ptp(smooth) / 2).astype(np.uint8))
+    recoded = cv2.imdecode(cv2.imencode(".jpg", picture)[1], cv2.IMREAD_GRAYSCALE)
+    assert not np.array_equal(picture, recoded)
+    assert is_equalized(torch.from_numpy(recoded)[None])
 
 
 def test_subjects_are_counted_and_bad_files_are_listed_not_counted(tmp_path):

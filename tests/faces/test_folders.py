@@ -257,6 +257,7 @@ def test_a_link_from_the_input_to_the_output_is_not_followed(pictures, tmp_path)
         ({"padding": "edg"}, UnknownChoice, "edge"),
         ({"illumination": ["gama"]}, UnknownChoice, "gamma"),
         ({"illumination": ["lbp"], "color": "rgb"}, InvalidOption, "lbp"),
+        ({"illumination": ["gamma", "histogram"], "color": "rgb"}, InvalidOption, "histogram"),
         ({"size": 0}, InvalidOption, "size"),
         ({"margin": -1}, InvalidOption, "margin"),
         ({"workers": 0}, InvalidOption, "workers"),

@@ -10,7 +10,14 @@ from skimage.data import astronaut
 from skimage.feature import local_binary_pattern as skimage_lbp
 
 from ferattn.errors import InvalidInput, InvalidOption, UnknownChoice
-from ferattn.faces import ILLUMINATION, emboss, gamma_equalise, illuminate, local_binary_pattern
+from ferattn.faces import (
+    ILLUMINATION,
+    emboss,
+    gamma_equalise,
+    histogram_equalise,
+    illuminate,
+    local_binary_pattern,
+)
 
 RNG = np.random.default_rng(0)
 GRAY = np.round(rgb2gray(astronaut()) * 255).astype(np.uint8)
@@ -29,6 +36,17 @@ def test_gamma_undoes_the_gamma_a_picture_was_taken_with(gamma):
     changed = np.round(255 * (GRAY / 255) ** gamma).astype(np.uint8)
     difference = gamma_equalise(changed).astype(int) - gamma_equalise(GRAY)
     assert np.abs(difference[GRAY > 60]).max() <= 4
+
+
+@given(PICTURES)
+def test_histogram_equalisation_is_that_of_opencv(image):
+    assert np.array_equal(histogram_equalise(image), cv2.equalizeHist(image))
+
+
+def test_histogram_equalisation_undoes_brightness_and_contrast():
+    changed = np.round(40 + 100 * (GRAY / 255) ** 0.7).astype(np.uint8)
+    difference = histogram_equalise(changed).astype(int) - histogram_equalise(GRAY)
+    assert np.abs(difference).max() <= 8  # 256 levels had become 101
 
 
 def test_gamma_is_a_power_of_the_brightness():

@@ -62,7 +62,7 @@ def crop(
     padding: Annotated[str, typer.Option(help="Beyond the picture: edge or black.", rich_help_panel=_CROPS)] = "edge",
     illumination: Annotated[
         list[str] | None,
-        typer.Option(help="gamma, emboss or lbp; may be repeated.", rich_help_panel=_CROPS),
+        typer.Option(help="gamma, emboss, lbp or histogram; may be repeated.", rich_help_panel=_CROPS),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Threads; one per processor if not given.", rich_help_panel=_PICTURES)

@@ -15,6 +15,7 @@ from ferattn.faces.illumination import (
     ILLUMINATION,
     emboss,
     gamma_equalise,
+    histogram_equalise,
     illuminate,
     local_binary_pattern,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "detect",
     "emboss",
     "gamma_equalise",
+    "histogram_equalise",
     "illuminate",
     "local_binary_pattern",
     "make_detector",

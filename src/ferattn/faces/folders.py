@@ -28,7 +28,7 @@ from ferattn.errors import FerattnError, InvalidInput, InvalidOption, choose
 from ferattn.faces.crops import Color, Padding, check_crop_options, crop
 from ferattn.faces.detectors import SEVERAL, Several, best_available, make_detector, pick
 from ferattn.faces.face import Detector, Face
-from ferattn.faces.illumination import ILLUMINATION, illuminate
+from ferattn.faces.illumination import GRAY_ONLY, ILLUMINATION, illuminate
 from ferattn.faces.journal import Journal, Row, alone, claim
 from ferattn.faces.pictures import png_bytes, read_picture
 from ferattn.faces.sources import FolderSource, Item, Source, keep_apart, open_source
@@ -258,8 +258,9 @@ def _check_options(
     check_crop_options(size=size, margin=margin, color=color, padding=padding)
     for step in steps:
         choose(ILLUMINATION, step, "illumination")
-    if "lbp" in steps and color != "gray":
-        raise InvalidOption(f"illumination 'lbp' needs color='gray'; got {color!r}")
+    for step in GRAY_ONLY.intersection(steps):
+        if color != "gray":
+            raise InvalidOption(f"illumination {step!r} needs color='gray'; got {color!r}")
     choose(SEVERAL, several, "several")
     choose(_NO_FACE, no_face, "no_face")
     if workers is not None and workers < 1:
