@@ -45,6 +45,10 @@ class InvalidInput(FerattnError, ValueError):
     """Data of the wrong kind: the shape or dtype of a tensor, an unreadable picture, a malformed file."""
 
 
+class NotCompiled(InvalidOption):
+    """A module that ``torch.compile`` does not take."""
+
+
 class NoSite(FerattnError, ValueError):
     """A placement that finds no place for an attention block in the given model."""
 

@@ -43,6 +43,12 @@ def test_a_line_where_memory_ran_out() -> None:
     assert report.lines("models", [lost])[0][3:] == ("-", "no memory", "-", "-")
 
 
+def test_a_line_where_nothing_compiled() -> None:
+    lost = {k: v for k, v in row("se").items() if not k.endswith("_ms")} | {"status": "not_compiled"}
+    assert report.lines("models", [lost])[0][3:] == ("-", "not compiled", "-", "-")
+    assert report.lines("blocks", [lost])[0][1] == "not compiled"
+
+
 def test_one_line_for_all_ways_to_run_a_block() -> None:
     rows = [row("plain", share_of_copy=0.2), row("compiled", share_of_copy=0.456)]
     assert report.lines("blocks", rows) == [("g", "12.3±0.5", "0.80", "46%")]

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ferattn.bench import Case, Group, Request, new_record, run, schema
+from ferattn.bench.record import environment
 from ferattn.measure import Candidate
 
 QUICK = Request(batch=2, warmup=1, repeats=3, min_sample_ms=0.0)
@@ -83,6 +84,32 @@ def test_out_of_memory_is_a_row_and_the_others_are_measured(where: int) -> None:
     assert statuses == ["out_of_memory" if n == where else "ok" for n in range(3)] + ["ok"]
     assert all((row["ratio"] is None) == (where == 0) for row in record["rows"][:3] if row["status"] == "ok")
     assert "median_ms" not in record["rows"][where]
+
+
+def test_what_does_not_compile_is_a_row_and_the_others_are_measured() -> None:
+    def does_not_compile() -> Candidate:
+        class Printing(nn.Linear):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                print(x.sum())  # breaks the graph
+                return super().forward(x)
+
+        return Candidate(Printing(2, 2), (2, 2), mode="compiled")
+
+    record = record_of([group("g", a=fits, b=does_not_compile)])
+    jsonschema.validate(record, schema())
+    assert [row["status"] for row in record["rows"]] == ["ok", "not_compiled"]
+    assert "median_ms" not in record["rows"][1]
+
+
+@pytest.mark.parametrize("newer", [True, False])
+def test_tf32_is_recorded_in_either_of_torchs_ways(newer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses() -> str:
+        raise RuntimeError("mix of the legacy and new APIs")
+
+    if newer:
+        monkeypatch.setattr(torch, "get_float32_matmul_precision", refuses)
+    assert set(environment(torch.device("cpu"))["tf32"]) == {"matmul", "convolution"}
+    assert not any(isinstance(value, str) for value in environment(torch.device("cpu"))["tf32"].values())
 
 
 def test_other_errors_are_not_swallowed() -> None:

@@ -64,6 +64,12 @@ def test_a_grid_names_its_cells(tmp_path: Path) -> None:
         ('["--accelerator"', '["--model=cnn", "--accelerator"', "--model: other keys of the grid"),
         ('["--accelerator"', '["--set", "train_fraction=0.5", "--accelerator"', "train_fraction=0.5: other keys"),
         ('["--accelerator"', '["--acelerator"', "--acelerator"),
+        ('["--accelerator"', '["--devices", "2", "--accelerator"', "--devices: a study gives each run one device"),
+        (
+            '["--accelerator"',
+            '["--num-nodes", "2", "--accelerator"',
+            "--num-nodes: a study gives each run one device",
+        ),
         ("epochs", "epocs", "did you mean 'epochs'"),
         ('data = "images"', "", "data missing"),
         ('backbones = ["cnn"]', 'backbones = "cnn"', "a list is needed"),

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ferattn.data import AUGMENTATIONS, BatchTransform
+from ferattn.data import AUGMENTATIONS, Batch, BatchTransform, make_mixer, make_transform
 from ferattn.errors import InvalidOption
 from ferattn.training import FaceClassifier, FaceData
-from ferattn.training.module import _seed, inverse_frequency
+from ferattn.training.module import _fits, _seed, inverse_frequency
 from training import faces
 
 
@@ -74,6 +74,30 @@ def test_evaluation_batches_are_filled_up_for_a_compiled_model() -> None:
     task.train()(images[:2])
     FaceClassifier(Spy(), transform, faces.recipe()).eval()(images[:3])
     assert seen == [5, 5, 2, 3]
+
+
+@pytest.mark.parametrize("augmentation", ["strong", "chap2021"])
+def test_pictures_are_made_in_full_precision_whatever_the_run_has(augmentation: str) -> None:
+    data = faces.faces(16, 1, side=16)
+    transform = make_transform(augmentation, data, seed=3)
+    task = FaceClassifier(faces.network(), transform, faces.recipe(), mixer=make_mixer(augmentation, 4, seed=3))
+    batch = Batch(data.images, data.labels, torch.arange(16))
+    for training in (True, False):
+        task.train(training)
+        wanted = task.pictures(batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = task.pictures(batch)
+        assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
+        assert found[0].dtype == torch.float32
+    assert torch.equal(found[0], transform.eval()(data.images))
+
+
+def test_images_go_to_the_gpu_only_if_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [faces.faces(30, 1), faces.faces(10, 2)]
+    size = sum(part.images.nbytes for part in parts)
+    for free, fits in ((4 * size + 8, True), (4 * size, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10 * free))
+        assert _fits(parts, torch.device("cuda")) == fits
 
 
 def test_the_seed_of_a_step_is_torchs() -> None:

@@ -57,11 +57,20 @@ def environment(device: torch.device) -> dict[str, Any]:
             "cuda": torch.version.cuda,
         },
         "platform": f"{platform.system()} {platform.machine()}",
-        "tf32": {
+        "tf32": _tf32(),
+    }
+
+
+def _tf32() -> dict[str, bool]:
+    """Whether products and convolutions in float32 may be less exact, said in torch's older settings or its newer."""
+    try:
+        return {
             "matmul": torch.get_float32_matmul_precision() != "highest",
             "convolution": bool(torch.backends.cudnn.allow_tf32),
-        },
-    }
+        }
+    except RuntimeError:  # the newer ones were used, and torch refuses to tell the older
+        products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+        return {"matmul": products.fp32_precision == "tf32", "convolution": convolutions.fp32_precision == "tf32"}
 
 
 def resume(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -25,6 +25,9 @@ _MODEL_COLUMNS = ("model", "M par.", "GFLOPs", "images/s", "ms", "MiB", "x plain
 _LOOKS = {None: ("o", "0.35"), "se": ("s", "tab:blue"), "eca": ("^", "tab:green"), "cbam": ("D", "tab:red")}
 
 
+_FAILED = {"out_of_memory": "no memory", "not_compiled": "not compiled"}
+
+
 def columns(suite: str, names: Sequence[str]) -> tuple[str, ...]:
     """Headings of a suite's table; ``names`` are those of the cases in one group."""
     if suite == "models":
@@ -37,7 +40,7 @@ def lines(suite: str, rows: Sequence[Row]) -> list[tuple[str, ...]]:
     if suite == "models":
         return [_model_line(row) for row in rows]
     first, *others = rows
-    time = _milliseconds(first) if first["status"] == "ok" else "no memory"
+    time = _time(first)
     return [(first["group"], time, *(_short_ratio(row) for row in others), _best_share(rows))]
 
 
@@ -57,7 +60,7 @@ def _model_line(row: Row) -> tuple[str, ...]:
         f"{row['parameters'] / 1e6:.2f}",
         f"{row['flops'] / 1e9:.3f}",
         f"{row['images_per_s']:.0f}" if ok else "-",
-        _milliseconds(row) if ok else "no memory",
+        _time(row),
         f"{row['peak_bytes'] / 2**20:.0f}" if known else "-",
         _ratio(row) if ok else "-",
     )
@@ -185,6 +188,10 @@ def _ratio(row: Row) -> str:
     return f"{ratio['median']:.2f}±{(ratio['high'] - ratio['low']) / 2:.2f}"
 
 
+def _time(row: Row) -> str:
+    return _milliseconds(row) if row["status"] == "ok" else _FAILED[row["status"]]
+
+
 def _milliseconds(row: Row) -> str:
     digits = max(0, 2 - math.floor(math.log10(row["median_ms"])))
     return f"{row['median_ms']:.{digits}f}±{(row['high_ms'] - row['low_ms']) / 2:.{digits}f}"
@@ -216,7 +223,7 @@ def _block_tables(rows: Sequence[Row]) -> list[str]:
                     f"{first['channels']}x{first['height']}x{first['height']}",
                     first["step"].replace("_", " + "),
                     "NCHW" if first["memory_format"] == "contiguous" else "channels_last",
-                    _milliseconds(first) if first["status"] == "ok" else "no memory",
+                    _time(first),
                     *(_short_ratio(row) for row in times[1:]),
                     _best_share(group),
                 )

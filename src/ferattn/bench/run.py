@@ -1,4 +1,4 @@
-"""Runs the groups of a suite and writes down one row per case; what does not fit into memory is a row, too."""
+"""Runs the groups of a suite and writes down one row per case; what does not fit or compile is a row, too."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from ferattn.bench.plan import Case, Group, Request
+from ferattn.errors import NotCompiled
 from ferattn.measure import Candidate, Comparison, time_together
 
 __all__ = ["Watcher", "run"]
@@ -59,17 +60,17 @@ def _measure(group: Group, request: Request, copy_bytes_per_s: float | None) -> 
     rows: list[Mapping[str, Any]] = []
     for case in group.cases:
         comparison = together
-        if comparison is None and case is not yardstick:
+        if isinstance(comparison, str) and case is not yardstick:
             comparison = _together((yardstick, case), request)
-        if comparison is None:
+        if isinstance(comparison, str):
             comparison = _together((case,), request)
         rows.append(_row(group.key, case.name, yardstick.name, facts[case.name], comparison, copy_bytes_per_s))
     return rows
 
 
-def _together(cases: Sequence[Case], request: Request) -> Comparison | None:
-    """The timings of these cases side by side; None where they do not fit into memory."""
-    comparison = None
+def _together(cases: Sequence[Case], request: Request) -> Comparison | str:
+    """The timings of these cases side by side; the status of a row where they do not fit into memory, or compile."""
+    comparison: Comparison | str = "out_of_memory"
     try:
         candidates: dict[str, Candidate] = {case.name: case.build() for case in cases}
         comparison = time_together(
@@ -79,6 +80,8 @@ def _together(cases: Sequence[Case], request: Request) -> Comparison | None:
             min_sample_ms=request.min_sample_ms,
             budget_s=request.budget_s,
         )
+    except NotCompiled:
+        comparison = "not_compiled"
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -101,12 +104,12 @@ def _row(
     name: str,
     yardstick: str,
     facts: Mapping[str, Any],
-    comparison: Comparison | None,
+    comparison: Comparison | str,
     copy_bytes_per_s: float | None,
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"group": group, "name": name, "yardstick": yardstick, **facts}
-    if comparison is None:
-        return row | {"status": "out_of_memory"}
+    if isinstance(comparison, str):
+        return row | {"status": comparison}
     timing = comparison.timings[name]
     row |= {
         "status": "ok",

@@ -21,6 +21,7 @@ from ferattn.bench.blocks import REDUCTION, twins
 from ferattn.bench.plan import DTYPES, Case, Group, Request
 from ferattn.bench.shapes import STAGES, MapShape, both
 from ferattn.errors import InvalidInput, InvalidOption, choose
+from ferattn.kernels.dispatch import obstacle
 from ferattn.measure import Candidate
 from ferattn.residual import gate_of
 
@@ -170,9 +171,9 @@ def _group(shape: MapShape, request: Request) -> Group:
 
         return Case(f"{library} {mode}", facts, build)
 
-    libraries = ("timm", "plain", "ferattn", *(("triton",) if cuda else ()))
-    cases = [case(library, mode) for mode in modes for library in libraries]
-    graphs = [case(library, "cuda_graph") for library in ("ferattn", "triton")] if cuda else []
+    ours = ("ferattn", *(("triton",) if cuda and obstacle(request.device) is None else ()))
+    cases = [case(library, mode) for mode in modes for library in ("timm", "plain", *ours)]
+    graphs = [case(library, "cuda_graph") for library in ours] if cuda else []
     return Group(shape.key(f"{shape.attention} tail"), (*cases, *graphs))
 
 

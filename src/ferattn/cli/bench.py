@@ -72,6 +72,7 @@ def bench(
     """Measure parameters, FLOPs, images per second, latency and peak memory, beside the plain backbone."""
     from json import dumps
 
+    import torch
     from rich.console import Console
 
     from ferattn import bench as suites
@@ -93,6 +94,8 @@ def bench(
     if plot is not None:
         report.require_plot(plot)
     where = resolve_device(device)
+    if where.type == "cuda":
+        torch.cuda.set_device(where)  # kernels run on the current one
     request = suites.Request(
         names=models.quick_names() if quick and suite == "models" else given,
         device=str(where),

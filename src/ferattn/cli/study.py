@@ -168,6 +168,12 @@ def _require_further_words(words: list[Any], path: Path) -> None:
     taken += [
         f"--set {change}" for change in job.change or [] if change.partition("=")[0].strip() == "train_fraction"
     ]
+    for name in ("devices", "num_nodes"):
+        if getattr(job, name) > 1:
+            raise InvalidInput(
+                f"{path}: train = {words!r}; --{name.replace('_', '-')}: a study gives each run one device, and runs "
+                "side by side."
+            )
     if taken:
         raise InvalidInput(f"{path}: train = {words!r}; {', '.join(taken)}: other keys of the grid say it.")
 

@@ -133,7 +133,8 @@ class _Worker:
     """One process, as its parent sees it."""
 
     def __init__(self, device: str | None, cpu_threads: int) -> None:
-        environment = {"OMP_NUM_THREADS": str(cpu_threads), **os.environ}
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"), str(cpu_threads))
+        environment = {**threads, **os.environ}
         if device is not None:
             environment["CUDA_VISIBLE_DEVICES"] = device
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process

@@ -19,7 +19,7 @@ from ferattn.errors import InvalidOption, choose
 from ferattn.kernels.parts import Act, CBAMGate, ECAGate, Gate, Norm, require
 from ferattn.pools import transformed
 
-__all__ = ["PATHS", "Decision", "decide", "explain", "use"]
+__all__ = ["PATHS", "Decision", "decide", "explain", "obstacle", "use"]
 
 PATHS = ("auto", "plain", "triton")
 """What a caller can ask for."""
@@ -84,6 +84,16 @@ def explain(
     return decide(x, shortcut, gate, norm, "auto")
 
 
+def obstacle(device: str | torch.device) -> str | None:
+    """Why a device cannot run the kernels, whatever the arguments; None if it can.
+
+    >>> obstacle("meta")
+    'the map is on the meta'
+    """
+    where = torch.device(device)
+    return _machine(where.type, where.index, True)  # type: ignore[no-any-return]
+
+
 def decide(x: Tensor, shortcut: Tensor | None, gate: Gate, norm: Norm | None, path: str) -> Decision:
     """The path of one call.
 
@@ -142,6 +152,8 @@ def _hindrance(x: Tensor, shortcut: Tensor | None, gate: Gate, norm: Norm | None
         return "the map is empty"
     if x.shape[1] * x.shape[2] * x.shape[3] >= 2**31:
         return "a sample has 2**31 values or more"
+    if 2 * x.shape[0] * x.shape[2] * x.shape[3] >= 2**31:  # CBAM's two spatial pools, counted in 32 bits
+        return "the maps have 2**30 places or more"
     if x.shape[2] * x.shape[3] > _MOST_PLACES:
         return f"a map has more than {_MOST_PLACES} places"
     if norm is not None and any(t is not None and not t.is_contiguous() for t in norm[2:4]):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ferattn.errors import InvalidOption, choose
+from ferattn.errors import InvalidOption, NotCompiled, choose
 
 __all__ = ["Candidate", "Running", "compiling", "prepare", "resolve_device"]
 
@@ -179,7 +179,7 @@ def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
             return compiled(*inputs)
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = str(error).strip().splitlines()[0]
-            raise InvalidOption(f'mode="compiled" failed: {reason}') from error
+            raise NotCompiled(f'mode="compiled" failed: {reason}') from error
 
     return run
 

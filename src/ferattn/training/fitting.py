@@ -7,7 +7,7 @@ import pickle
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,8 @@ class Machine:
         channels_last: Whether to keep images and weights in the channels-last memory format, likewise.
         workers: Processes that load images; 0 for images in memory.
         deterministic: Whether to insist on operations that repeat bit by bit. If not, and on a GPU, matrix products
-            in fp32 may use TF32, and cuDNN tries its algorithms out and takes the fastest.
+            in fp32 may use TF32, and cuDNN tries its algorithms out and takes the fastest. On a GPU set
+            ``CUBLAS_WORKSPACE_CONFIG=:4096:8`` before the process multiplies its first matrices, or cuBLAS refuses.
         checkpoint_epochs: Epochs between the checkpoints from which a run is resumed.
         progress: Whether to show a progress bar.
         tensorboard: Whether to write logs for TensorBoard.
@@ -212,8 +213,9 @@ def _trainer(folder: RunFolder, recipe: Recipe, machine: Machine, history: Histo
     # The best first: the last, from which runs resume, then knows about it.
     callbacks.append(ModelCheckpoint(filename="best", monitor=recipe.keep, mode=mode(recipe.keep), **saving))
     callbacks.append(ModelCheckpoint(filename="last", every_n_epochs=machine.checkpoint_epochs, **saving))
-    if machine.accelerator == "gpu" and machine.devices > torch.cuda.device_count():
-        raise InvalidOption(f"accelerator='gpu', devices={machine.devices}: there are {torch.cuda.device_count()}.")
+    there = torch.cuda.device_count()
+    if machine.devices > there and (machine.accelerator == "gpu" or (machine.accelerator == "auto" and there)):
+        raise InvalidOption(f"accelerator={machine.accelerator!r}, devices={machine.devices}: there are {there}.")
     return pl.Trainer(
         accelerator=machine.accelerator,
         devices=machine.devices,
@@ -325,13 +327,17 @@ def _predict(task: FaceClassifier, part: CachedDataset, name: str) -> Prediction
 @contextmanager
 def _fast_arithmetic(machine: Machine) -> Iterator[None]:
     """TF32 for what is left in fp32, on a GPU and unless every bit counts; the process is left as it was."""
-    precision, benchmark = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    precision, benchmark = None, torch.backends.cudnn.benchmark
     if torch.cuda.is_available() and machine.accelerator != "cpu" and not machine.deterministic:
-        torch.set_float32_matmul_precision("high")
+        # What was set by torch's newer names, fp32_precision, stands: it refuses the older then.
+        with suppress(RuntimeError):
+            precision = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("high")
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        if precision is not None:
+            torch.set_float32_matmul_precision(precision)
         torch.backends.cudnn.benchmark = benchmark
 
 

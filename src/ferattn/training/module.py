@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -107,15 +107,25 @@ class FaceClassifier(pl.LightningModule):
         logits: Tensor = self.model(images.contiguous(memory_format=self.memory_format))
         return logits[:rows]
 
+    def pictures(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the model sees of a batch and what it should say; in training mode augmented, and mixed in its epochs.
+
+        In fp32 whatever the run's precision: autocast would round the places at which images are resampled, in bf16
+        to a tenth of a pixel, and ZCA's products.
+        """
+        with torch.autocast(batch.images.device.type, enabled=False):
+            if not self.training:
+                return self.transform(batch.images), batch.labels
+            images = self.transform(batch.images, batch.indices, self.current_epoch)
+            if self.mixer is None or self.current_epoch >= self.recipe.epochs - self.recipe.mix_off_epochs:
+                return images, batch.labels
+            return self.mixer(images, batch.labels, batch.indices, self.current_epoch)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch."""
         # Dropout by seed, step and process: a step is the same whether the run was interrupted before or not.
         _seed((self.seed * 100_003 + self.global_step) * 4099 + self.global_rank, batch.images.device)
-        images = self.transform(batch.images, batch.indices, self.current_epoch)
-        targets = batch.labels
-        mixing = self.current_epoch < self.recipe.epochs - self.recipe.mix_off_epochs
-        if self.mixer is not None and mixing:
-            images, targets = self.mixer(images, batch.labels, batch.indices, self.current_epoch)
+        images, targets = self.pictures(batch)
         logits = self(images).float()
         loss = F.cross_entropy(
             logits, targets, weight=self.class_weights, label_smoothing=self.recipe.label_smoothing
@@ -126,7 +136,7 @@ class FaceClassifier(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss (plain cross-entropy) and accuracy of a batch."""
-        logits = self(self.transform(batch.images)).float()
+        logits = self(self.pictures(batch)[0]).float()
         self._tallies["val"].add(F.cross_entropy(logits, batch.labels), logits, batch.labels)
 
     def on_validation_start(self) -> None:
@@ -233,13 +243,14 @@ class FaceData(pl.LightningDataModule):
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
 
     def setup(self, stage: str) -> None:
-        """Check the number of processes, and put images in memory on the GPU where there is one."""
+        """Check the number of processes, and put images in memory on the GPU where that has room for them."""
         world, device = self._trainer.world_size, self._trainer.strategy.root_device
         if self.batch_size % world:
             raise InvalidOption(f"batch_size={self.batch_size}: not divisible by the {world} processes.")
         if len(self.validation) < world:
             raise InvalidOption(f"{world} processes: there are only {len(self.validation)} validation images.")
-        if device.type == "cuda":
+        stored = [part for part in (self.train, self.validation) if isinstance(part, CachedDataset)]
+        if device.type == "cuda" and not self.workers and _fits(stored, device):
             self.train, self.validation = (
                 part.to(device) if isinstance(part, CachedDataset) else part for part in (self.train, self.validation)
             )
@@ -279,6 +290,11 @@ class FaceData(pl.LightningDataModule):
         if self.trainer is None:
             raise InvalidOption("FaceData gives batches to a Trainer; for a loop of your own there is make_loader.")
         return self.trainer
+
+
+def _fits(parts: Sequence[CachedDataset], device: torch.device) -> bool:
+    """Whether a quarter of the GPU's free memory is enough for the images."""
+    return sum(part.images.nbytes for part in parts) < torch.cuda.mem_get_info(device)[0] / 4
 
 
 def _seed(seed: int, device: torch.device) -> None:

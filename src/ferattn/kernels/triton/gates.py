@@ -7,7 +7,7 @@ each, (b, splits, c), as :mod:`ferattn.kernels.triton.maps` leaves them.
 import triton
 import triton.language as tl
 
-from ferattn.kernels.triton.maps import ALL, INF, sigmoid, sign_of
+from ferattn.kernels.triton.maps import sigmoid, sign_of
 
 __all__ = ["eca_kernel", "gate_kernel", "hidden_kernel", "norm_of", "pools_of"]
 
@@ -36,14 +36,16 @@ def pools_of(
 ):
     """The mean and, for ``PEAK``, the maximum of y over the places; the parts' means come less the norm's."""
     pool = tl.zeros(c.shape, tl.float32)
-    top = tl.full(c.shape, -INF, tl.float32)
+    top = tl.full(c.shape, -float("inf"), tl.float32)
     sign = sign_of(weight, c, inside, WEIGHT)
     for sp in range(SPLITS):
         at = (b * SPLITS + sp) * C + c
         share = tl.minimum(rows, P - sp * rows).to(tl.float32) / P
         pool += tl.load(means + at, mask=inside, other=0.0) * share
         if PEAK:
-            top = tl.maximum(top, tl.load(peaks + at, mask=inside, other=0.0) * sign, propagate_nan=ALL)
+            top = tl.maximum(
+                top, tl.load(peaks + at, mask=inside, other=0.0) * sign, propagate_nan=tl.PropagateNan.ALL
+            )
     average = tl.fma(pool, a, beta)
     if PEAK:
         peak = tl.fma(top * sign - m, a, beta)

@@ -78,7 +78,8 @@ def backward(
     if cbam:
         spread, partial, rows = _filter(x, of, dlogits_s, f, p, o)
         more = _spread(x, of, f, spread, o)
-    whole, constants = x.new_empty((2, of.b, 2, of.c), dtype=torch.float32)
+    # Two storages: a compiler that copies what is written to could read beyond the half of a shared one.
+    whole, constants = (x.new_empty((of.b, 2, of.c), dtype=torch.float32) for _ in range(2))
     dlogits = torch.empty_like(f.gate)
     dhidden = torch.empty_like(f.hidden)
     if o.kind == "eca":

@@ -33,8 +33,6 @@ __all__ = [
 ]
 
 NONE = tl.constexpr(2147483647)  # no place
-INF = tl.constexpr(float("inf"))
-ALL = tl.constexpr(tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -80,7 +78,7 @@ def centre_of(x, centre, c, inside, P, LAST: tl.constexpr, CENTRE: tl.constexpr)
         pivot = tl.load(centre + c, mask=inside, other=0.0).to(tl.float32)
     if CENTRE == 2:
         first = tl.load(x + (c if LAST else c * P), mask=inside, other=0.0).to(tl.float32)
-        pivot = tl.where(tl.abs(first) < INF, first, 0.0)
+        pivot = tl.where(tl.abs(first) < float("inf"), first, 0.0)
     return pivot
 
 
@@ -132,7 +130,7 @@ def pool_tile(
     pivot = centre_of(x, centre, c, inside, P, LAST, CENTRE)
     total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     square = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
-    top = tl.full([BLOCK_P, BLOCK_C], -INF, tl.float32)
+    top = tl.full([BLOCK_P, BLOCK_C], -float("inf"), tl.float32)
     held = tl.full([BLOCK_P, BLOCK_C], NONE if PEAK == 3 else 0, tl.int32)
     sign = sign_of(weight, c, inside, WEIGHT)
     for p0 in range(start, stop, BLOCK_P):
@@ -144,12 +142,12 @@ def pool_tile(
         if CENTRE == 2:
             square += shifted * shifted
         if PEAK > 0:
-            value = tl.where(mask, value * sign[None, :], -INF)
+            value = tl.where(mask, value * sign[None, :], -float("inf"))
             if PEAK == 2:
                 held = tl.where(value > top, 1, held + (mask & (value == top)).to(tl.int32))
             if PEAK == 3:
                 held = tl.where((value > top) | (mask & (held == NONE)), p[:, None], held)
-            top = tl.maximum(top, value, propagate_nan=ALL)
+            top = tl.maximum(top, value, propagate_nan=tl.PropagateNan.ALL)
     at = (b * SPLITS + sp) * C + c
     count = (stop - start).to(tl.float32)
     summed = tl.sum(total, 0)
@@ -212,7 +210,7 @@ def finish_kernel(
         b = b0 + tl.arange(0, BLOCK_B)
         mask = (b < B)[:, None] & inside[None, :]
         summed = tl.zeros([BLOCK_B, BLOCK_C], tl.float32)
-        top = tl.full([BLOCK_B, BLOCK_C], -INF, tl.float32)
+        top = tl.full([BLOCK_B, BLOCK_C], -float("inf"), tl.float32)
         held = tl.full([BLOCK_B, BLOCK_C], NONE if PEAK == 3 else 0, tl.int32)
         for sp in range(SPLITS):
             at = (b[:, None] * SPLITS + sp) * C + c[None, :]
@@ -229,7 +227,7 @@ def finish_kernel(
                     held = tl.where(value > top, some, tl.where(value == top, held + some, held))
                 if PEAK == 3:
                     held = tl.where((value > top) | (held == NONE), some, held)
-                top = tl.maximum(top, value, propagate_nan=ALL)
+                top = tl.maximum(top, value, propagate_nan=tl.PropagateNan.ALL)
         pool = summed / P
         to = b[:, None] * C + c[None, :]
         tl.store(pool_out + to, pool, mask=mask)
@@ -265,7 +263,7 @@ def spatial_tile(
     within = p < P
     base = x + corner(b, C, P)
     total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
-    top = tl.full([BLOCK_P, BLOCK_C], -INF, tl.float32)
+    top = tl.full([BLOCK_P, BLOCK_C], -float("inf"), tl.float32)
     held = tl.full([BLOCK_P, BLOCK_C], NONE if TIES == 3 else 0, tl.int32)
     for c0 in range(0, C, BLOCK_C):
         c = c0 + tl.arange(0, BLOCK_C)
@@ -275,12 +273,12 @@ def spatial_tile(
         mean, scale, offset = centred(x, coef, b, c, inside, C)
         u = unit(value - mean[None, :], scale, offset)
         total += tl.where(mask, u, 0.0)
-        u = tl.where(mask, u, -INF)
+        u = tl.where(mask, u, -float("inf"))
         if TIES == 2:
             held = tl.where(u > top, 1, held + (mask & (u == top)).to(tl.int32))
         if TIES == 3:
             held = tl.where((u > top) | (mask & (held == NONE)), c[None, :], held)
-        top = tl.maximum(top, u, propagate_nan=ALL)
+        top = tl.maximum(top, u, propagate_nan=tl.PropagateNan.ALL)
     best = highest(top, 1)
     to = pooled + b * 2 * P + p
     tl.store(to, tl.sum(total, 1) / C, mask=within)
