@@ -69,7 +69,7 @@ def _tf32() -> dict[str, bool]:
             "convolution": bool(torch.backends.cudnn.allow_tf32),
         }
     except RuntimeError:  # the newer ones were used, and torch refuses to tell the older
-        products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+        products, convolutions = torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv")  # noqa: B009
         return {"matmul": products.fp32_precision == "tf32", "convolution": convolutions.fp32_precision == "tf32"}
 
 

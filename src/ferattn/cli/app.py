@@ -18,6 +18,7 @@ from ferattn.cli.data import data_app
 from ferattn.cli.evaluate import compare, evaluate
 from ferattn.cli.models import models, show
 from ferattn.cli.pool import pool
+from ferattn.cli.predict import predict
 from ferattn.cli.published import published
 from ferattn.cli.ship import ship
 from ferattn.cli.study import study
@@ -62,6 +63,7 @@ app.command()(crop)
 app.command()(train)
 app.command()(recipes)
 app.command()(evaluate)
+app.command()(predict)
 app.command()(compare)
 app.command()(pool)
 app.command()(study)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ferattn.data import BatchTransform, FaceDataset
+    from ferattn.predict import Pretrained
     from ferattn.training import Predictions, RunFolder
 
 __all__ = ["compare", "evaluate", "open_trained", "print_figures", "write_json"]
@@ -37,7 +38,7 @@ def evaluate(
     """Accuracy and the rest, each with its interval; test-time views are reported beside the plain figures."""
     import torch
 
-    from ferattn.data import VIEWS, open_dataset
+    from ferattn.data import VIEWS, equalized_share, open_dataset
     from ferattn.errors import InvalidOption, choose
     from ferattn.training import RunFolder, predict, store
     from ferattn.training import evaluate as figures_of
@@ -48,13 +49,13 @@ def evaluate(
         raise InvalidOption("give the weights to evaluate: either --pretrained or --checkpoint RUN.")
     run = None if checkpoint is None else RunFolder(checkpoint)
     if run is None:
-        network, transform, classes, temperature = _published(model)
-        about = network.pretrained_cfg
-        weights = f"{about['architecture']}.{about['tag']}" if about.get("tag") else network.load_report.source
-        channels, size, _ = about["input_size"]
+        found = open_published(model)
+        network, transform, classes, temperature = found.model, found.transform, found.classes, found.temperature
+        weights, channels, size = found.name, found.channels, found.size[0]
+        equalized: bool | None = found.equalized
     else:
         network, transform, classes = open_trained(run, model)
-        weights = str(checkpoint)
+        weights, equalized = str(checkpoint), None
         temperature = run.results["temperature"] if split != run.config["data"]["select_on"] else None
         size, channels = run.config["recipe"]["size"], run.config["recipe"]["channels"]
     source = open_dataset(data, dataset)
@@ -73,11 +74,17 @@ def evaluate(
         chosen = predict(network, transform, stored, name=name, kind=tta, batch_size=batch_size)
         report = figures_of(chosen) | {"without_views": report}
     told = {"model": str(network.spec), "weights": weights, "split": split, "left_out": left_out}
-    report = told | {"limit": limit, "images_in_split": whole} | report
+    share = equalized_share(stored)
+    report = told | {"limit": limit, "images_in_split": whole, "equalized": share} | report
     if predictions is not None:
         chosen.save(predictions)
     write_json(json_file, report)
     print_figures(report)
+    if equalized is not None and equalized != (share > 0.5):
+        Console(soft_wrap=True).print(
+            f"the weights learnt from pictures that were {'' if equalized else 'not '}histogram-equalised; of these "
+            f"{share:.0%} are. `ferattn crop IN OUT --detector none --illumination histogram` makes equalised copies."
+        )
     if len(images) < whole:
         Console(soft_wrap=True).print(f"--limit {limit}: {len(images)} of the {whole} images, all classes in turn")
 
@@ -134,30 +141,14 @@ def compare(
     console.print("This compares two trained models. Two recipes need several seeds of each.")
 
 
-def _published(name: str | None) -> tuple[Any, BatchTransform, tuple[str, ...], float | None]:
-    """A model with weights that classify emotions, how it wants its images, its classes, its temperature."""
-    from ferattn import create_model
-    from ferattn.data import AUGMENTATIONS, BatchTransform, Standardize
+def open_published(name: str | None) -> Pretrained:
+    """The published weights of the model that was named."""
     from ferattn.errors import InvalidOption
-    from ferattn.shipped import read_config
+    from ferattn.predict import open_pretrained
 
     if name is None:
         raise InvalidOption("--pretrained needs --model NAME.")
-    shipped = read_config(name.partition(".")[0]) or {}
-    of_shipped = shipped.get("pretrained_cfg", {})
-    channels, *size = of_shipped.get("input_size") or (1, 48, 48)
-    outputs = shipped.get("num_classes", 7)
-    network: Any = create_model(name, True, num_classes=outputs, in_chans=channels, img_size=tuple(size))
-    about, report = network.pretrained_cfg, network.load_report
-    classes = tuple(about.get("label_names") or ())
-    if len(classes) != network.num_classes or any(key.startswith(f"{about['classifier']}.") for key in report.new):
-        raise InvalidOption(
-            f"--model {name}: its weights ({report.source}) come without a classifier of emotions; train it first."
-        )
-    normalize = Standardize(tuple(about["mean"]), tuple(about["std"]))
-    transform = BatchTransform(AUGMENTATIONS["none"], normalize, size=(size[0], size[1]))
-    ours = of_shipped.get("tag") == about.get("tag")
-    return network, transform, classes, shipped["ferattn"]["temperature"] if ours else None
+    return open_pretrained(name)
 
 
 def open_trained(run: RunFolder, name: str | None) -> tuple[Any, BatchTransform, tuple[str, ...]]:

@@ -95,7 +95,7 @@ def histogram_equalise(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     darkest = counts[counts > 0][0]
     if darkest == image.size:
         return image.copy()
-    curve = np.round(255 * (counts - darkest).clip(0) / (image.size - darkest)).astype(np.uint8)
+    curve: NDArray[np.uint8] = np.round(255 * (counts - darkest).clip(0) / (image.size - darkest)).astype(np.uint8)
     return curve[image]
 
 

@@ -122,6 +122,21 @@ def _use(facts: Mapping[str, Any]) -> list[str]:
             "before the softmax."
         ),
         "",
+        *_contrast(made),
+        "`ferattn predict PICTURE` finds the faces in a photograph, prepares them so, and says what each shows.",
+        "",
+    ]
+
+
+def _contrast(made: Mapping[str, Any]) -> list[str]:
+    share = made.get("equalized", 0.0)
+    if share <= 0.5:
+        return []
+    return [
+        f"It learnt from histogram-equalised pictures; {100 * share:.0f} % of its test pictures are. Equalise others "
+        "with `ferattn.faces.histogram_equalise`. Of other copies of the data, which are not equalised, expect other "
+        "figures than these.",
+        "",
     ]
 
 

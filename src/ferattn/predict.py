@@ -1,0 +1,328 @@
+"""Pictures in, faces with emotions out: a detector, the crop, the network, calibrated probabilities.
+
+>>> recognizer = EmotionRecognizer.from_pretrained("cnn_se", detector="none")
+>>> [face] = recognizer(np.full((48, 48), 127, np.uint8))
+>>> list(face.probabilities)
+['angry', 'disgust', 'fear', 'happy', 'sad', 'surprise', 'neutral']
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ferattn.data import AUGMENTATIONS, VIEWS, BatchTransform, Standardize, is_equalized, views
+from ferattn.errors import InvalidInput, InvalidOption, choose
+from ferattn.faces import Detector, Face, crop, histogram_equalise, make_detector, read_picture
+from ferattn.faces.crops import Color, check_crop_options
+from ferattn.faces.pictures import Channels, Picture
+from ferattn.faces.yunet import import_cv2
+from ferattn.factory import create_model
+from ferattn.shipped import read_config
+
+__all__ = ["EmotionRecognizer", "Frame", "Pretrained", "RecognizedFace", "equalized", "open_pretrained"]
+
+
+@dataclass(frozen=True)
+class RecognizedFace:
+    """A face and what the network says of it.
+
+    Attributes:
+        face: Where it is, in pixels of the upright picture.
+        probabilities: Of each emotion, in the order of the network's outputs; they add up to 1.
+    """
+
+    face: Face
+    probabilities: Mapping[str, float]
+
+    @property
+    def emotion(self) -> str:
+        """The most probable one."""
+        return max(self.probabilities, key=lambda name: self.probabilities[name])
+
+    @property
+    def confidence(self) -> float:
+        """Its probability."""
+        return self.probabilities[self.emotion]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame of a video.
+
+    Attributes:
+        index: Its number, from 0.
+        seconds: Its time, from the first frame on.
+        faces: Who is in it, the largest face first.
+    """
+
+    index: int
+    seconds: float
+    faces: list[RecognizedFace]
+
+
+class Pretrained(NamedTuple):
+    """A network with weights that classify emotions, and what belongs to them.
+
+    Attributes:
+        model: From images to logits, on the CPU, in evaluation mode.
+        transform: From 8-bit images to what the model sees.
+        classes: Names of the outputs.
+        temperature: By which logits are divided for calibrated probabilities; None where it was not fitted.
+        size: Height and width of the images in pixels.
+        channels: 1 for gray, 3 for colour.
+        name: Of the weights.
+        equalized: Whether the pictures that the weights learnt from were histogram-equalised.
+    """
+
+    model: Any
+    transform: BatchTransform
+    classes: tuple[str, ...]
+    temperature: float | None
+    size: tuple[int, int]
+    channels: int
+    name: str
+    equalized: bool
+
+
+def open_pretrained(name: str) -> Pretrained:
+    """A model with its published weights.
+
+    Args:
+        name: Of a model whose weights classify emotions, such as ``"cnn_se"``.
+
+    Raises:
+        InvalidOption: If its weights have no classifier of emotions.
+        UnknownChoice: If there is no such model.
+    """
+    shipped = read_config(name.partition(".")[0]) or {}
+    of_shipped = shipped.get("pretrained_cfg", {})
+    channels, height, width = of_shipped.get("input_size") or (1, 48, 48)
+    outputs = shipped.get("num_classes", 7)
+    model: Any = create_model(name, True, num_classes=outputs, in_chans=channels, img_size=(height, width))
+    about, report = model.pretrained_cfg, model.load_report
+    classes = tuple(about.get("label_names") or ())
+    if len(classes) != model.num_classes or any(key.startswith(f"{about['classifier']}.") for key in report.new):
+        raise InvalidOption(f"{name}: its weights ({report.source}) come without a classifier of emotions.")
+    normalize = Standardize(tuple(about["mean"]), tuple(about["std"]))
+    transform = BatchTransform(AUGMENTATIONS["none"], normalize, size=(height, width))
+    ours = shipped.get("ferattn", {}) if of_shipped.get("tag") == about.get("tag") else {}
+    return Pretrained(
+        model=model.eval(),
+        transform=transform.eval(),
+        classes=classes,
+        temperature=ours.get("temperature"),
+        size=(height, width),
+        channels=channels,
+        name=f"{about['architecture']}.{about['tag']}" if about.get("tag") else report.source,
+        equalized=ours.get("equalized", 0.0) > 0.5,
+    )
+
+
+def equalized(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The picture histogram-equalised, unless it is so already: twice would spread the noise of white areas.
+
+    Shape: (h, w) -> (h, w), uint8.
+    """
+    return image if is_equalized(torch.from_numpy(image)[None]) else histogram_equalise(image)
+
+
+class EmotionRecognizer:
+    """Finds the faces in a picture and says which emotion each shows.
+
+    It computes on the device where the model is, many faces at a time, and leaves the model in evaluation mode.
+
+    Args:
+        model: From images to logits.
+        transform: From 8-bit images to what the model sees; used without augmentation.
+        classes: Names of the model's outputs.
+        detector: A name of ``ferattn.faces.DETECTORS``, a detector, or a function; ``"none"`` for pictures that are
+            nothing but a face.
+        size: Height and width of a crop in pixels.
+        channels: 1 for gray crops, 3 for colour.
+        margin: Around the face, as a share of its box; see ``ferattn.faces.crop``. The pictures of FER2013 end where
+            detectors end a face, hence 0.
+        equalize: Equalise the histogram of each crop that is not so already, gray ones only: for weights that learnt
+            from such pictures.
+        align: Turn each face until its eyes are level, where the detector says where they are.
+        temperature: By which logits are divided: 1 for the probabilities as the network has them.
+        views: Test-time views over which probabilities are averaged, an entry of ``ferattn.data.VIEWS``.
+        batch_size: Faces at a time.
+
+    Raises:
+        InvalidOption: If a number is out of range.
+        UnknownChoice: If there is no such detector or kind of views.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        transform: BatchTransform,
+        classes: Sequence[str],
+        *,
+        detector: str | Detector | Callable[[NDArray[np.uint8]], Iterable[Any]] = "auto",
+        size: int = 48,
+        channels: int = 1,
+        margin: float = 0.0,
+        align: bool = True,
+        equalize: bool = False,
+        temperature: float = 1.0,
+        views: str = "none",
+        batch_size: int = 64,
+    ) -> None:
+        if channels not in (1, 3):
+            raise InvalidOption(f"channels={channels!r}: 1 for gray or 3 for colour.")
+        if equalize and channels != 1:
+            raise InvalidOption("equalize=True is for gray crops, channels=1.")
+        if not temperature > 0:
+            raise InvalidOption(f"temperature={temperature!r}: a positive number.")
+        if batch_size < 1:
+            raise InvalidOption(f"batch_size={batch_size!r}: at least 1.")
+        check_crop_options(size=size, margin=margin, color="gray", padding="edge")
+        choose(VIEWS, views, "test-time views")
+        self.model, self.transform, self.classes = model, transform, tuple(classes)
+        self.detector = make_detector(detector)
+        self.size, self.channels, self.margin = size, channels, margin
+        self.align, self.equalize = align, equalize
+        self.temperature, self.views, self.batch_size = temperature, views, batch_size
+
+    @classmethod
+    def from_pretrained(cls, name: str = "cnn_se", **options: Any) -> EmotionRecognizer:
+        """With the published weights of a model, calibrated where they are.
+
+        Args:
+            name: Of a model whose weights classify emotions.
+            options: Those of the class: ``detector``, ``margin``, ``views``, ...
+
+        Raises:
+            InvalidOption: If the weights have no classifier of emotions.
+        """
+        found = open_pretrained(name)
+        about = {
+            "size": max(found.size),
+            "channels": found.channels,
+            "equalize": found.equalized,
+            "temperature": found.temperature or 1.0,
+        }
+        return cls(found.model, found.transform, found.classes, **about | options)
+
+    def __call__(self, picture: Picture, *, channels: Channels | None = None) -> list[RecognizedFace]:
+        """The faces in a picture, the largest first; none if there is none.
+
+        Args:
+            picture: A path, the bytes of a file, a PIL picture, an array or a tensor; see
+                ``ferattn.faces.read_picture``.
+            channels: ``"rgb"`` or ``"bgr"`` for a colour array.
+
+        Raises:
+            InvalidInput: If the picture cannot be read.
+        """
+        return next(self.stream([picture], channels=channels))
+
+    def stream(
+        self, pictures: Iterable[Picture], *, channels: Channels | None = None
+    ) -> Iterator[list[RecognizedFace]]:
+        """The faces of each picture, in the pictures' order, classified many at a time.
+
+        Args:
+            pictures: As many as you like: no more than a batch of faces is kept.
+            channels: ``"rgb"`` or ``"bgr"`` for colour arrays.
+
+        Raises:
+            InvalidInput: If a picture cannot be read; what came before has been handed out.
+        """
+        waiting: list[list[Face]] = []
+        crops: list[NDArray[np.uint8]] = []
+        for picture in pictures:
+            try:
+                image = read_picture(picture, channels=channels)
+            except InvalidInput:
+                yield from self._finish(waiting, crops)
+                raise
+            faces = sorted(self.detector(image), key=lambda face: face.area, reverse=True)
+            waiting.append(faces)
+            crops += [self._crop(image, face) for face in faces]
+            if len(crops) >= self.batch_size or len(waiting) >= self.batch_size:
+                yield from self._finish(waiting, crops)
+                waiting, crops = [], []
+        yield from self._finish(waiting, crops)
+
+    def video(self, path: str | Path, *, every: float = 0.0) -> Iterator[Frame]:
+        """The faces of a video, frame by frame; each frame for itself, nothing is smoothed.
+
+        Args:
+            path: Of the file.
+            every: Seconds from one frame that is looked at to the next; 0 for every frame.
+
+        Raises:
+            InvalidInput: If the video cannot be read.
+            InvalidOption: If ``every`` is negative.
+            MissingDependency: If OpenCV is not installed.
+        """
+        if not every >= 0:
+            raise InvalidOption(f"every={every!r}: seconds, 0 or more.")
+        times: list[tuple[int, float]] = []
+
+        def frames() -> Iterator[NDArray[np.uint8]]:
+            for index, seconds, image in _frames(Path(path), every):
+                times.append((index, seconds))
+                yield image
+
+        # stream() reads on before it hands out: the times of what it has handed out are the first that wait.
+        for faces in self.stream(frames(), channels="bgr"):
+            index, seconds = times.pop(0)
+            yield Frame(index, seconds, faces)
+
+    def _crop(self, image: NDArray[np.uint8], face: Face) -> NDArray[np.uint8]:
+        color: Color = "gray" if self.channels == 1 else "rgb"
+        cut = crop(image, face, self.size, margin=self.margin, align=self.align, color=color, channels="rgb")
+        return equalized(cut) if self.equalize else cut
+
+    def _finish(self, waiting: list[list[Face]], crops: list[NDArray[np.uint8]]) -> Iterator[list[RecognizedFace]]:
+        rows = iter([row for start in range(0, len(crops), self.batch_size)
+                     for row in self._classify(crops[start : start + self.batch_size])])  # fmt: skip
+        for faces in waiting:
+            yield [RecognizedFace(face, dict(zip(self.classes, next(rows), strict=True))) for face in faces]
+
+    def _classify(self, crops: list[NDArray[np.uint8]]) -> list[list[float]]:
+        device = next(self.model.parameters()).device
+        self.model.eval()
+        self.transform.eval().to(device)
+        images = torch.from_numpy(np.stack(crops)).reshape(len(crops), self.size, self.size, -1).permute(0, 3, 1, 2)
+        with torch.inference_mode():
+            stack = views(images.to(device), self.views)
+            logits = self.model(self.transform(stack.flatten(0, 1))).double().unflatten(0, stack.shape[:2])
+            rows: list[list[float]] = (logits / self.temperature).softmax(-1).mean(1).tolist()
+        return rows
+
+
+def _frames(path: Path, every: float) -> Iterator[tuple[int, float, NDArray[np.uint8]]]:
+    """Number, time and BGR pixels of the frames to look at."""
+    cv2 = import_cv2("video", "VideoCapture")
+    if not path.is_file():
+        raise InvalidInput(f"there is no video at {str(path)!r}")
+    film = cv2.VideoCapture(str(path))
+    try:
+        rate = film.get(cv2.CAP_PROP_FPS)
+        if not film.isOpened() or not rate > 0:
+            raise InvalidInput(f"cannot read {str(path)!r} as a video")
+        index, due = 0, 0.0
+        while film.grab():
+            seconds = index / rate
+            if seconds >= due - 1e-9:
+                good, pixels = film.retrieve()
+                if good:
+                    yield index, seconds, pixels
+                due += every
+            index += 1
+        if not index:
+            raise InvalidInput(f"cannot read {str(path)!r} as a video: it has no frames")
+    finally:
+        film.release()

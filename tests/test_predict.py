@@ -1,0 +1,179 @@
+"""From pictures to emotions: faces, crops, probabilities, videos."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from skimage.data import astronaut
+from torch import Tensor, nn
+
+from ferattn.data import AUGMENTATIONS, BatchTransform
+from ferattn.errors import InvalidInput, InvalidOption, UnknownChoice, WeightsMismatch
+from ferattn.faces import Face, crop, histogram_equalise
+from ferattn.predict import EmotionRecognizer, equalized, open_pretrained
+
+CLASSES = ("dark", "bright")
+PICTURE = np.zeros((40, 60, 3), np.uint8)
+PICTURE[5:15, 5:15] = 200  # a bright face of 10 pixels, and a dark one of 20 beside it
+BOXES = [(5, 5, 10, 10, 0.9), (30, 10, 20, 20, 0.8)]
+
+
+class Brightness(nn.Module):
+    """Logits from the mean of each picture; remembers what it saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(4.0))
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert not self.training
+        self.seen.append(x)
+        mean = x.mean((1, 2, 3)) - 0.5
+        return self.gain * torch.stack([-mean, mean], 1)
+
+
+def recognizer(**options: Any) -> EmotionRecognizer:
+    options = {"detector": lambda image: BOXES, "size": 8} | options
+    return EmotionRecognizer(Brightness().train(), BatchTransform(AUGMENTATIONS["none"]), CLASSES, **options)
+
+
+def test_faces_come_largest_first_with_their_probabilities() -> None:
+    large, small = recognizer()(PICTURE, channels="rgb")
+    assert (large.face.area, small.face.area) == (400, 100)
+    assert (large.emotion, small.emotion) == ("dark", "bright")
+    assert small.confidence == pytest.approx(float(torch.tensor(8 * (200 / 255 - 0.5)).sigmoid()), abs=1e-3)
+    assert list(small.probabilities) == list(CLASSES)
+    assert sum(small.probabilities.values()) == pytest.approx(1)
+    assert recognizer(detector=lambda image: [])(PICTURE, channels="rgb") == []
+
+
+def test_the_network_sees_the_crop() -> None:
+    found = recognizer(margin=0.2, detector=lambda image: BOXES[:1])
+    found(PICTURE, channels="rgb")
+    wanted = crop(PICTURE, Face(BOXES[0][:4]), 8, margin=0.2, channels="rgb")
+    assert torch.allclose(found.model.seen[0][0, 0], torch.from_numpy(wanted) / 255)
+    colour = recognizer(channels=3, size=9)
+    colour(PICTURE, channels="rgb")
+    assert colour.model.seen[0].shape == (2, 3, 9, 9)
+
+
+def test_eyes_are_levelled_and_histograms_equalised_where_asked_for() -> None:
+    picture = astronaut()
+    tilted = Face((178, 65, 91, 111), 0.9, ((200, 105), (245, 125), (222, 130), (205, 150), (240, 155)))
+    seen = []
+    for options in ({}, {"align": False}, {"equalize": True}):
+        found = recognizer(detector=lambda image: [tilted], size=48, **options)
+        found(picture, channels="rgb")
+        seen.append((found.model.seen[0][0, 0] * 255).round().byte().numpy())
+    assert np.array_equal(seen[0], crop(picture, tilted, 48, margin=0, channels="rgb"))
+    assert np.array_equal(seen[1], crop(picture, tilted, 48, margin=0, align=False, channels="rgb"))
+    assert np.array_equal(seen[2], histogram_equalise(seen[0]))
+    assert not np.array_equal(seen[0], seen[1])
+    flat = np.arange(2304, dtype=np.uint16).reshape(48, 48) // 9
+    recoded = cv2.imdecode(cv2.imencode(".jpg", np.minimum(2 * flat, 255).astype(np.uint8))[1], cv2.IMREAD_GRAYSCALE)
+    once = histogram_equalise(recoded)
+    assert equalized(once) is once  # and no second time
+    assert np.array_equal(equalized(recoded // 2), histogram_equalise(recoded // 2))
+
+
+def test_temperature_and_views_change_the_probabilities() -> None:
+    plain, cool = (recognizer(temperature=t)(PICTURE, channels="rgb")[1] for t in (1, 4))
+    odds = [np.log(face.probabilities["bright"] / face.probabilities["dark"]) for face in (plain, cool)]
+    assert odds[0] == pytest.approx(4 * odds[1])
+    crops = recognizer(views="ten-crop")
+    crops(PICTURE, channels="rgb")
+    assert len(crops.model.seen[0]) == 20
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_a_stream_keeps_the_order_and_never_more_than_a_batch(batch_size: int) -> None:
+    rng = np.random.default_rng(0)
+    counts = [2, 0, 0, 1, 3, 0, 2]
+    boxes = iter([[(i, 0, 5 + i, 5, 0.5) for i in range(count)] for count in counts])
+    found = recognizer(detector=lambda image: next(boxes), batch_size=batch_size)
+    drawn = []
+
+    def pictures() -> Iterator[np.ndarray]:
+        for _ in counts:
+            drawn.append(rng.integers(0, 255, (20, 20), dtype=np.uint8))
+            yield drawn[-1]
+
+    ahead = []
+    for number, faces in enumerate(found.stream(pictures())):
+        assert len(faces) == counts[number]
+        ahead.append(len(drawn) - number)
+    assert max(ahead) <= batch_size + 1
+    assert max(len(batch) for batch in found.model.seen) <= batch_size
+    assert sum(len(batch) for batch in found.model.seen) == sum(counts)
+
+
+def test_a_stream_hands_out_what_came_before_a_bad_picture() -> None:
+    faces = recognizer().stream([PICTURE[..., 0], b"no picture"])
+    assert len(next(faces)) == 2
+    with pytest.raises(InvalidInput, match="cannot read"):
+        next(faces)
+
+
+@pytest.fixture
+def film(tmp_path: Path) -> Path:
+    """Two seconds at 10 frames a second: dark, then bright."""
+    path = tmp_path / "film.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    for number in range(20):
+        writer.write(np.full((48, 64, 3), 30 if number < 10 else 220, np.uint8))
+    writer.release()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("every", "seen"), [(0.0, list(range(20))), (0.5, [0, 5, 10, 15]), (0.25, [0, 3, 5, 8, 10, 13, 15, 18])]
+)
+def test_a_video_frame_by_frame(film: Path, every: float, seen: list[int]) -> None:
+    frames = list(recognizer(detector="none", batch_size=3).video(film, every=every))
+    assert [frame.index for frame in frames] == seen
+    assert [frame.seconds for frame in frames] == pytest.approx([index / 10 for index in seen])
+    assert [frame.faces[0].emotion for frame in frames] == ["dark" if index < 10 else "bright" for index in seen]
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="no video"):
+        next(recognizer().video(tmp_path / "no.avi"))
+    (tmp_path / "bad.avi").write_bytes(b"no film")
+    with pytest.raises(InvalidInput, match="as a video"):
+        next(recognizer().video(tmp_path / "bad.avi"))
+    with pytest.raises(InvalidOption, match="every"):
+        next(recognizer().video(tmp_path / "no.avi", every=-1))
+    for options, error, said in (
+        ({"channels": 2}, InvalidOption, "channels=2"),
+        ({"temperature": 0}, InvalidOption, "temperature"),
+        ({"batch_size": 0}, InvalidOption, "batch_size"),
+        ({"size": 0}, InvalidOption, "size"),
+        ({"margin": -1}, InvalidOption, "margin"),
+        ({"equalize": True, "channels": 3}, InvalidOption, "gray"),
+        ({"views": "five"}, UnknownChoice, "ten-crop"),
+        ({"detector": "yunett"}, UnknownChoice, "yunet"),
+    ):
+        with pytest.raises(error, match=said):
+            recognizer(**options)
+    with pytest.raises(UnknownChoice, match="did you mean"):
+        open_pretrained("cnn_sse")
+    with pytest.raises((InvalidOption, WeightsMismatch)):
+        open_pretrained("cnn_eca")
+
+
+def test_the_published_weights_know_a_smile(yunet_onnx: Path) -> None:
+    from ferattn.faces import make_detector
+
+    [face] = EmotionRecognizer.from_pretrained(detector=make_detector("yunet", weights=yunet_onnx))(
+        astronaut(), channels="rgb"
+    )
+    assert face.emotion == "happy"
+    assert face.confidence > 0.7
+    assert face.face.box == pytest.approx((178, 65, 91, 111), abs=2)
