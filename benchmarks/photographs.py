@@ -71,11 +71,11 @@ def page(report: dict[str, Any]) -> str:
         "|---|--:|",
         *(f"| {name} | {100 * value:.1f} |" for name, value in framing.items()),
         "",
-        "Cut out anew, a picture has been resampled and turned until the eyes are level, and what lies beyond its edge is",
-        "made up; a photograph has more to show there.",
+        "Cut out anew, a picture has been resampled and turned until the eyes are level, and what lies beyond its",
+        "edge is made up; a photograph has more to show there.",
         "",
-        f"Of these pictures {100 * report['histogram_equalised']:.0f} % came histogram-equalised ({{doc}}`data`), so crops "
-        "are equalised unless they are so already:",
+        f"Of these pictures {100 * report['histogram_equalised']:.0f} % came histogram-equalised ({{doc}}`data`), so "
+        "crops are equalised unless they are so already:",
         "",
         f"| {report['images']:,} pictures of the public test, made | accuracy as they are, % | equalised, % |",
         "|---|--:|--:|",
@@ -84,8 +84,8 @@ def page(report: dict[str, Any]) -> str:
             for name, row in contrast.items()
         ),
         "",
-        "`python benchmarks/photographs.py fer2013.zip YUNET.onnx --json benchmarks/results/photographs.json` measured both, "
-        f"with the weights `{report['weights']}`.",
+        "`python benchmarks/photographs.py fer2013.zip YUNET.onnx --json benchmarks/results/photographs.json`",
+        f"measured both, with the weights `{report['weights']}`.",
     ]
     return "\n".join(lines)
 
