@@ -89,6 +89,9 @@ def main() -> int:
             except subprocess.TimeoutExpired:
                 stop(process)
                 code = None
+            except BaseException:  # Ctrl-C reaches this process alone
+                stop(process)
+                raise
         ended = "out of time" if code is None else "done" if code == 0 else f"failed with code {code}"
         summary[name] = {"ended": ended, "seconds": round(time.monotonic() - start, 1), "command": " ".join(line)}
         (asked.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")

@@ -42,11 +42,10 @@ def command(run: RunFolder) -> str:
     usual = load_recipe(config["recipe_name"], "fer2013", variant).to_dict()
     words = [f"--variant {variant}"] if variant else []
     words += [f"--set {key}={value}" for key, value in config["recipe"].items() if value != usual[key]]
-    name = config["model"]
-    return (
-        f"`ferattn train --recipe {config['recipe_name']} {' '.join(words)} --model {name} --data fer2013.zip "
-        f"--out runs/{name} --precision {config['machine']['precision']} --channels-last`"
-    )
+    machine, name = config["machine"], config["model"]
+    words += ["--model", name, "--data fer2013.zip", f"--out runs/{name}", f"--precision {machine['precision']}"]
+    words += ["--channels-last"] if machine["channels_last"] else []
+    return f"`ferattn train --recipe {config['recipe_name']} {' '.join(words)}`"
 
 
 def main() -> None:
@@ -116,8 +115,10 @@ def main() -> None:
                   "only_a": test.only_a, "only_b": test.only_b, "images": len(right[0])}  # fmt: skip
     (records / "comparison.json").write_text(json.dumps(comparison, indent=1) + "\n")
     start, end = f"<!-- {protocol} -->", f"<!-- /{protocol} -->"
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(start)
-    _, _, after = rest.partition(end)
+    before, found_start, rest = PAGE.read_text(encoding="utf-8").partition(start)
+    _, found_end, after = rest.partition(end)
+    if not found_start or not found_end:
+        parser.error(f"{PAGE} has no place {start} ... {end} for these runs.")
     PAGE.write_text(f"{before}{start}\n" + "\n".join(lines) + f"\n{end}{after}", encoding="utf-8")
 
 

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ferattn.data import FER2013, cache, equalized_share
+from ferattn.data import FER2013, cache, equalised_share
 from ferattn.faces import Face, crop, make_detector, pick
-from ferattn.predict import Pretrained, equalized, open_pretrained
+from ferattn.predict import Pretrained, equalise_once, open_pretrained
 
 CHANGES = {
     "as it comes": lambda x: x,
@@ -52,7 +52,11 @@ def shares(faces: list[Face | None], side: int) -> dict[str, Any]:
     rows = np.array([(max(f.box[2:]), f.box[0] + f.box[2] / 2, f.box[1] + f.box[3] / 2) for f in faces if f]) / side
     names = ("longer side", "centre x", "centre y")
     quartiles = np.percentile(rows, [25, 50, 75], axis=0)
-    return {"found": len(rows), **{name: quartiles[:, i].round(3).tolist() for i, name in enumerate(names)}}
+    return {
+        "found": len(rows),
+        "of": len(faces),
+        **{name: quartiles[:, i].round(3).tolist() for i, name in enumerate(names)},
+    }
 
 
 def page(report: dict[str, Any]) -> str:
@@ -62,7 +66,7 @@ def page(report: dict[str, Any]) -> str:
         "FER2013's pictures end where a detector's face ends: half of the boxes have a longer side between",
         *(
             f"{row['longer side'][0]:.2f} and {row['longer side'][2]:.2f} of the picture's ({name}, {row['found']} "
-            f"faces{'), and' if name == 'yunet' else ')'}"
+            f"faces in {row['of']} pictures{'), and' if name == 'yunet' else ')'}"
             for name, row in report["boxes"].items()
         ),
         "in the training set. So faces are cut out without a margin, and looser crops are known worse:",
@@ -115,18 +119,18 @@ def main() -> None:
     with_face = [row for row, face in enumerate(faces) if face]
     cut = {"as it comes": accuracy(found, [pictures[row] for row in with_face], labels[with_face])}
     for margin in MARGINS:
-        crops = [equalized(crop(pictures[row], faces[row], 48, margin=margin)) for row in with_face]
+        crops = [equalise_once(crop(pictures[row], faces[row], 48, margin=margin)) for row in with_face]
         cut[f"cut out anew, margin {margin:g}"] = accuracy(found, crops, labels[with_face])
 
     contrast: dict[str, dict[str, float]] = {}
     for name, change in CHANGES.items():
         changed = [np.round(change(picture.astype(np.float64))).clip(0, 255).astype(np.uint8) for picture in pictures]
-        equal = [equalized(picture) for picture in changed]
+        equal = [equalise_once(picture) for picture in changed]
         contrast[name] = {"as it is": accuracy(found, changed, labels), "equalised": accuracy(found, equal, labels)}
     report = {
         "weights": found.name,
         "images": len(pictures),
-        "histogram_equalised": equalized_share(test),
+        "histogram_equalised": equalised_share(test),
         "boxes": framing,
         "with_face": len(with_face),
         "accuracy_by_framing": cut,

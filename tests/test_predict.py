@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ferattn.data import AUGMENTATIONS, BatchTransform
 from ferattn.errors import InvalidInput, InvalidOption, UnknownChoice, WeightsMismatch
 from ferattn.faces import Face, crop, histogram_equalise
-from ferattn.predict import EmotionRecognizer, equalized, open_pretrained
+from ferattn.predict import EmotionRecognizer, equalise_once, open_pretrained
 
 CLASSES = ("dark", "bright")
 PICTURE = np.zeros((40, 60, 3), np.uint8)
@@ -68,7 +68,7 @@ def test_eyes_are_levelled_and_histograms_equalised_where_asked_for() -> None:
     picture = astronaut()
     tilted = Face((178, 65, 91, 111), 0.9, ((200, 105), (245, 125), (222, 130), (205, 150), (240, 155)))
     seen = []
-    for options in ({}, {"align": False}, {"equalize": True}):
+    for options in ({}, {"align": False}, {"equalise": True}):
         found = recognizer(detector=lambda image: [tilted], size=48, **options)
         found(picture, channels="rgb")
         seen.append((found.model.seen[0][0, 0] * 255).round().byte().numpy())
@@ -79,17 +79,19 @@ def test_eyes_are_levelled_and_histograms_equalised_where_asked_for() -> None:
     flat = np.arange(2304, dtype=np.uint16).reshape(48, 48) // 9
     recoded = cv2.imdecode(cv2.imencode(".jpg", np.minimum(2 * flat, 255).astype(np.uint8))[1], cv2.IMREAD_GRAYSCALE)
     once = histogram_equalise(recoded)
-    assert equalized(once) is once  # and no second time
-    assert np.array_equal(equalized(recoded // 2), histogram_equalise(recoded // 2))
+    assert equalise_once(once) is once  # and no second time
+    assert np.array_equal(equalise_once(recoded // 2), histogram_equalise(recoded // 2))
 
 
 def test_temperature_and_views_change_the_probabilities() -> None:
     plain, cool = (recognizer(temperature=t)(PICTURE, channels="rgb")[1] for t in (1, 4))
     odds = [np.log(face.probabilities["bright"] / face.probabilities["dark"]) for face in (plain, cool)]
     assert odds[0] == pytest.approx(4 * odds[1])
-    crops = recognizer(views="ten-crop")
-    crops(PICTURE, channels="rgb")
-    assert len(crops.model.seen[0]) == 20
+    crops = recognizer(views="ten-crop", temperature=0.05)
+    found = crops(PICTURE, channels="rgb")[1].probabilities["bright"]
+    mean = crops.model.seen[0].mean((1, 2, 3)) - 0.5
+    each = (8 * mean.double() / 0.05).sigmoid().unflatten(0, (2, 10))[1]
+    assert found == pytest.approx(float(each.mean()), abs=1e-6)  # probabilities are averaged, not logits
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
@@ -114,11 +116,31 @@ def test_a_stream_keeps_the_order_and_never_more_than_a_batch(batch_size: int) -
     assert sum(len(batch) for batch in found.model.seen) == sum(counts)
 
 
-def test_a_stream_hands_out_what_came_before_a_bad_picture() -> None:
-    faces = recognizer().stream([PICTURE[..., 0], b"no picture"])
-    assert len(next(faces)) == 2
-    with pytest.raises(InvalidInput, match="cannot read"):
+@pytest.mark.parametrize("broken", ["picture", "channels", "detector"])
+def test_a_stream_hands_out_what_came_before_an_error(broken: str) -> None:
+    second = {"picture": b"no picture", "channels": PICTURE, "detector": PICTURE[:30, :30, 0]}[broken]
+    found = recognizer(detector=lambda image: [(1, 1, 9, 9)] if len(image) > 30 else [(99, 99, 2, 2)])
+    faces = found.stream([PICTURE[..., 0], second])
+    assert len(next(faces)) == 1
+    with pytest.raises((InvalidInput, InvalidOption), match=r"cannot read|channels=|outside"):
         next(faces)
+
+
+def test_a_network_without_weights_of_its_own_will_do() -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([x.mean((1, 2, 3)), x.amax((1, 2, 3))], 1)
+
+    found = EmotionRecognizer(Fixed(), BatchTransform(AUGMENTATIONS["none"]), CLASSES, detector="none")
+    assert found(PICTURE, channels="rgb")[0].emotion == "bright"
+
+
+def test_gray_weights_in_colour_see_three_equalised_channels() -> None:
+    found = recognizer(channels=3, equalise=True, size=9)
+    found(PICTURE, channels="rgb")
+    seen = found.model.seen[0]
+    assert seen.shape == (2, 3, 9, 9)
+    assert torch.equal(seen[:, 0], seen[:, 2])
 
 
 @pytest.fixture
@@ -142,6 +164,45 @@ def test_a_video_frame_by_frame(film: Path, every: float, seen: list[int]) -> No
     assert [frame.faces[0].emotion for frame in frames] == ["dark" if index < 10 else "bright" for index in seen]
 
 
+class Film:
+    """A video whose frames come at other times, and of which some are missing."""
+
+    usual = cv2.VideoCapture
+    times: list[float]
+
+    def __init__(self, path: str) -> None:
+        self.film, self.index = self.usual(path), -1
+
+    def grab(self) -> bool:
+        self.index += 1
+        return self.index < len(self.times) and self.film.grab()
+
+    def get(self, what: int) -> float:
+        return self.times[self.index] if what == cv2.CAP_PROP_POS_MSEC else self.film.get(what)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.film, name)
+
+
+def test_frames_have_the_times_that_the_file_gives(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ten_a_second, one_a_second = [40 + 100.0 * i for i in range(10)], [40 + 1000.0 * i for i in range(2, 12)]
+    monkeypatch.setattr(Film, "times", ten_a_second + one_a_second, raising=False)
+    monkeypatch.setattr(cv2, "VideoCapture", Film)
+    frames = list(recognizer(detector="none").video(film, every=2))
+    wanted = [(0, 0), (10, 2), (12, 4), (14, 6), (16, 8), (18, 10)]
+    assert [(frame.index, round(frame.seconds, 3)) for frame in frames] == wanted
+    monkeypatch.setattr(Film, "times", [0.0] * 20)  # a file without times: the usual rate
+    frames = list(recognizer(detector="none").video(film))
+    assert [frame.seconds for frame in frames] == pytest.approx([index / 10 for index in range(20)])
+
+
+def test_a_video_that_ends_early_is_told(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Film, "times", [0.0] * 11, raising=False)
+    monkeypatch.setattr(cv2, "VideoCapture", Film)
+    with pytest.warns(UserWarning, match="11 of 20 frames"):
+        assert len(list(recognizer(detector="none").video(film))) == 11
+
+
 def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="no video"):
         next(recognizer().video(tmp_path / "no.avi"))
@@ -156,7 +217,7 @@ def test_bad_input(tmp_path: Path) -> None:
         ({"batch_size": 0}, InvalidOption, "batch_size"),
         ({"size": 0}, InvalidOption, "size"),
         ({"margin": -1}, InvalidOption, "margin"),
-        ({"equalize": True, "channels": 3}, InvalidOption, "gray"),
+        ({"temperature": float("inf")}, InvalidOption, "temperature"),
         ({"views": "five"}, UnknownChoice, "ten-crop"),
         ({"detector": "yunett"}, UnknownChoice, "yunet"),
     ):
@@ -164,8 +225,11 @@ def test_bad_input(tmp_path: Path) -> None:
             recognizer(**options)
     with pytest.raises(UnknownChoice, match="did you mean"):
         open_pretrained("cnn_sse")
-    with pytest.raises((InvalidOption, WeightsMismatch)):
+    with pytest.raises(WeightsMismatch, match="cnn_eca"):
         open_pretrained("cnn_eca")
+    outputs = EmotionRecognizer(Brightness(), BatchTransform(AUGMENTATIONS["none"]), "abc", detector="none")
+    with pytest.raises(InvalidInput, match="2 outputs for 3 classes"):
+        outputs(PICTURE, channels="rgb")
 
 
 def test_the_published_weights_know_a_smile(yunet_onnx: Path) -> None:

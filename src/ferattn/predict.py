@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ferattn.data import AUGMENTATIONS, VIEWS, BatchTransform, Standardize, is_equalized, views
+from ferattn.data import AUGMENTATIONS, VIEWS, BatchTransform, Standardize, is_equalised, views
 from ferattn.errors import InvalidInput, InvalidOption, choose
 from ferattn.faces import Detector, Face, crop, histogram_equalise, make_detector, read_picture
 from ferattn.faces.crops import Color, check_crop_options
@@ -27,7 +29,7 @@ from ferattn.faces.yunet import import_cv2
 from ferattn.factory import create_model
 from ferattn.shipped import read_config
 
-__all__ = ["EmotionRecognizer", "Frame", "Pretrained", "RecognizedFace", "equalized", "open_pretrained"]
+__all__ = ["EmotionRecognizer", "Frame", "Pretrained", "RecognizedFace", "equalise_once", "open_pretrained"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Pretrained(NamedTuple):
         size: Height and width of the images in pixels.
         channels: 1 for gray, 3 for colour.
         name: Of the weights.
-        equalized: Whether the pictures that the weights learnt from were histogram-equalised.
+        equalised: Whether the pictures that the weights learnt from were histogram-equalised; None if nobody knows.
     """
 
     model: Any
@@ -89,7 +91,7 @@ class Pretrained(NamedTuple):
     size: tuple[int, int]
     channels: int
     name: str
-    equalized: bool
+    equalised: bool | None
 
 
 def open_pretrained(name: str) -> Pretrained:
@@ -122,16 +124,19 @@ def open_pretrained(name: str) -> Pretrained:
         size=(height, width),
         channels=channels,
         name=f"{about['architecture']}.{about['tag']}" if about.get("tag") else report.source,
-        equalized=ours.get("equalized", 0.0) > 0.5,
+        equalised=ours["equalised_share"] > 0.5 if "equalised_share" in ours else None,
     )
 
 
-def equalized(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def equalise_once(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The picture histogram-equalised, unless it is so already: twice would spread the noise of white areas.
 
     Shape: (h, w) -> (h, w), uint8.
     """
-    return image if is_equalized(torch.from_numpy(image)[None]) else histogram_equalise(image)
+    return image if is_equalised(torch.from_numpy(image)[None]) else histogram_equalise(image)
+
+
+_MOST = 0.9  # of the frames that a video promises; some promise what they guess
 
 
 class EmotionRecognizer:
@@ -149,8 +154,8 @@ class EmotionRecognizer:
         channels: 1 for gray crops, 3 for colour.
         margin: Around the face, as a share of its box; see ``ferattn.faces.crop``. The pictures of FER2013 end where
             detectors end a face, hence 0.
-        equalize: Equalise the histogram of each crop that is not so already, gray ones only: for weights that learnt
-            from such pictures.
+        equalise: Equalise the histogram of each crop that is not so already, for weights that learnt from such
+            pictures; colour crops turn gray.
         align: Turn each face until its eyes are level, where the detector says where they are.
         temperature: By which logits are divided: 1 for the probabilities as the network has them.
         views: Test-time views over which probabilities are averaged, an entry of ``ferattn.data.VIEWS``.
@@ -172,16 +177,14 @@ class EmotionRecognizer:
         channels: int = 1,
         margin: float = 0.0,
         align: bool = True,
-        equalize: bool = False,
+        equalise: bool = False,
         temperature: float = 1.0,
         views: str = "none",
         batch_size: int = 64,
     ) -> None:
         if channels not in (1, 3):
             raise InvalidOption(f"channels={channels!r}: 1 for gray or 3 for colour.")
-        if equalize and channels != 1:
-            raise InvalidOption("equalize=True is for gray crops, channels=1.")
-        if not temperature > 0:
+        if not 0 < temperature < math.inf:
             raise InvalidOption(f"temperature={temperature!r}: a positive number.")
         if batch_size < 1:
             raise InvalidOption(f"batch_size={batch_size!r}: at least 1.")
@@ -190,7 +193,7 @@ class EmotionRecognizer:
         self.model, self.transform, self.classes = model, transform, tuple(classes)
         self.detector = make_detector(detector)
         self.size, self.channels, self.margin = size, channels, margin
-        self.align, self.equalize = align, equalize
+        self.align, self.equalise = align, equalise
         self.temperature, self.views, self.batch_size = temperature, views, batch_size
 
     @classmethod
@@ -208,7 +211,7 @@ class EmotionRecognizer:
         about = {
             "size": max(found.size),
             "channels": found.channels,
-            "equalize": found.equalized,
+            "equalise": bool(found.equalised),
             "temperature": found.temperature or 1.0,
         }
         return cls(found.model, found.transform, found.classes, **about | options)
@@ -236,20 +239,21 @@ class EmotionRecognizer:
             channels: ``"rgb"`` or ``"bgr"`` for colour arrays.
 
         Raises:
-            InvalidInput: If a picture cannot be read; what came before has been handed out.
+            InvalidInput: If a picture cannot be read; what came before has been handed out then, as for any error.
         """
         waiting: list[list[Face]] = []
         crops: list[NDArray[np.uint8]] = []
         for picture in pictures:
             try:
                 image = read_picture(picture, channels=channels)
-            except InvalidInput:
+                faces = sorted(self.detector(image), key=lambda face: face.area, reverse=True)
+                new = [self._crop(image, face) for face in faces]
+            except Exception:
                 yield from self._finish(waiting, crops)
                 raise
-            faces = sorted(self.detector(image), key=lambda face: face.area, reverse=True)
             waiting.append(faces)
-            crops += [self._crop(image, face) for face in faces]
-            if len(crops) >= self.batch_size or len(waiting) >= self.batch_size:
+            crops += new
+            if max(len(crops), len(waiting)) >= self.batch_size:
                 yield from self._finish(waiting, crops)
                 waiting, crops = [], []
         yield from self._finish(waiting, crops)
@@ -262,7 +266,7 @@ class EmotionRecognizer:
             every: Seconds from one frame that is looked at to the next; 0 for every frame.
 
         Raises:
-            InvalidInput: If the video cannot be read.
+            InvalidInput: If the video cannot be read; it warns of one that ends early.
             InvalidOption: If ``every`` is negative.
             MissingDependency: If OpenCV is not installed.
         """
@@ -281,9 +285,12 @@ class EmotionRecognizer:
             yield Frame(index, seconds, faces)
 
     def _crop(self, image: NDArray[np.uint8], face: Face) -> NDArray[np.uint8]:
-        color: Color = "gray" if self.channels == 1 else "rgb"
+        color: Color = "gray" if self.channels == 1 or self.equalise else "rgb"
         cut = crop(image, face, self.size, margin=self.margin, align=self.align, color=color, channels="rgb")
-        return equalized(cut) if self.equalize else cut
+        if not self.equalise:
+            return cut
+        cut = equalise_once(cut)
+        return cut if self.channels == 1 else np.repeat(cut[..., None], 3, axis=2)
 
     def _finish(self, waiting: list[list[Face]], crops: list[NDArray[np.uint8]]) -> Iterator[list[RecognizedFace]]:
         rows = iter([row for start in range(0, len(crops), self.batch_size)
@@ -292,13 +299,16 @@ class EmotionRecognizer:
             yield [RecognizedFace(face, dict(zip(self.classes, next(rows), strict=True))) for face in faces]
 
     def _classify(self, crops: list[NDArray[np.uint8]]) -> list[list[float]]:
-        device = next(self.model.parameters()).device
+        parameter = next(self.model.parameters(), None)
+        device = torch.device("cpu") if parameter is None else parameter.device
         self.model.eval()
         self.transform.eval().to(device)
         images = torch.from_numpy(np.stack(crops)).reshape(len(crops), self.size, self.size, -1).permute(0, 3, 1, 2)
         with torch.inference_mode():
             stack = views(images.to(device), self.views)
             logits = self.model(self.transform(stack.flatten(0, 1))).double().unflatten(0, stack.shape[:2])
+            if logits.shape[2:] != (len(self.classes),):
+                raise InvalidInput(f"the model has {logits.shape[-1]} outputs for {len(self.classes)} classes.")
             rows: list[list[float]] = (logits / self.temperature).softmax(-1).mean(1).tolist()
         return rows
 
@@ -310,19 +320,25 @@ def _frames(path: Path, every: float) -> Iterator[tuple[int, float, NDArray[np.u
         raise InvalidInput(f"there is no video at {str(path)!r}")
     film = cv2.VideoCapture(str(path))
     try:
-        rate = film.get(cv2.CAP_PROP_FPS)
-        if not film.isOpened() or not rate > 0:
-            raise InvalidInput(f"cannot read {str(path)!r} as a video")
-        index, due = 0, 0.0
+        rate, promised = film.get(cv2.CAP_PROP_FPS), film.get(cv2.CAP_PROP_FRAME_COUNT)
+        usual = 1 / rate if rate > 0 else 0.0  # seconds from frame to frame
+        index, first, last, due = 0, 0.0, 0.0, 0.0
         while film.grab():
-            seconds = index / rate
-            if seconds >= due - 1e-9:
+            # The frame's own time: phones and browsers record at changing rates. Not every file has it.
+            at = film.get(cv2.CAP_PROP_POS_MSEC) / 1e3
+            first = at if index == 0 else first
+            seconds = at - first if at - first > last or index == 0 else last + usual
+            last = seconds
+            if seconds >= due - 1e-6:
                 good, pixels = film.retrieve()
                 if good:
                     yield index, seconds, pixels
-                due += every
+                while every and due <= seconds + 1e-6:
+                    due += every
             index += 1
-        if not index:
-            raise InvalidInput(f"cannot read {str(path)!r} as a video: it has no frames")
     finally:
         film.release()
+    if not index:
+        raise InvalidInput(f"cannot read {str(path)!r} as a video")
+    if index < _MOST * promised:
+        warnings.warn(f"{str(path)!r} ends after {index} of {promised:.0f} frames: is it damaged?", stacklevel=2)

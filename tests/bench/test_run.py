@@ -99,6 +99,7 @@ def test_what_does_not_compile_is_a_row_and_the_others_are_measured() -> None:
     jsonschema.validate(record, schema())
     assert [row["status"] for row in record["rows"]] == ["ok", "not_compiled"]
     assert "median_ms" not in record["rows"][1]
+    assert record["rows"][1]["reason"].startswith('mode="compiled" failed')
 
 
 @pytest.mark.parametrize("newer", [True, False])

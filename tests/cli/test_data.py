@@ -20,6 +20,7 @@ def test_info_prints_counts_and_writes_json_and_a_sheet(tmp_path):
     assert "FER2013: 49 images" in result.output
     assert "surprise" in result.output
     assert json.loads((tmp_path / "info.json").read_text())["counts"]["public"]["fear"] == 2
+    assert "histogram-equalised: 100.0% of the images" in result.output  # noise: every level as often as any other
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width == 12 * 64
 

@@ -41,7 +41,8 @@ def test_pictures_folders_and_zips(smile: Path, yunet_onnx: Path, tmp_path: Path
     told = run("predict", smile, folder, archive, tmp_path / "no.png", "--detector", "yunet", "--weights", yunet_onnx,
                *files)  # fmt: skip
     assert told.startswith("0 ")
-    assert "3 faces in 6 pictures, 3 without one; weights cnn_se.strong_fer2013, detector yunet" in told
+    counted = "pictures and frames: 6, faces: 3, without a face: 1, not readable: 2"
+    assert f"{counted}; weights cnn_se.strong_fer2013, detector yunet" in told
     lines = rows(tmp_path / "faces.csv")
     names = [
         "smile.png",
@@ -77,37 +78,120 @@ def test_a_video_has_times(tmp_path: Path) -> None:
 def test_options_reach_the_recogniser(smile: Path, tmp_path: Path) -> None:
     file = tmp_path / "faces.json"
     found = []
-    for words in ((), ("--no-equalize",), ("--equalize",), ("--margin", "0.5"), ("--tta", "flip")):
+    for words in ((), ("--no-equalise",), ("--equalise",), ("--margin", "0.5"), ("--tta", "flip")):
         run("predict", smile, "--detector", "none", "--json", file, *words)
         found.append(json.loads(file.read_text()))
     probabilities = [tuple(one["pictures"][0]["faces"][0]["probabilities"].values()) for one in found]
     assert len(set(probabilities)) == 4
     assert probabilities[0] == probabilities[2]  # the weights learnt from equalised pictures
-    assert [one["equalized"] for one in found] == [True, False, True, True, True]
+    assert [one["equalise"] for one in found] == [True, False, True, True, True]
     assert [one["views"] for one in found] == ["none"] * 4 + ["flip"]
 
 
-def test_a_run_of_ones_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("equalised", [True, None])
+def test_a_run_of_ones_own(equalised: bool | None, tmp_path: Path) -> None:
     data, out = folder_of_images(tmp_path / "faces"), tmp_path / "run"
+    if equalised:
+        for path in data.rglob("*.png"):
+            Image.fromarray(cv2.equalizeHist(np.asarray(Image.open(path)))).save(path)
     run("train", "--recipe", "luo2023", "--model", "cnn_se", "--data", data, "--out", out, *FAST)
+    if equalised is None:  # a run from before it was recorded
+        results = json.loads((out / "results.json").read_text())
+        del results["equalised_share"]
+        (out / "results.json").write_text(json.dumps(results))
     told = run("predict", data / "happy", "--checkpoint", out, "--detector", "none", "--json", tmp_path / "x.json")
     assert told.startswith("0 ")
+    assert ("not recorded whether" in told) == (equalised is None)
     report = json.loads((tmp_path / "x.json").read_text())
     assert report["classes"] == ["angry", "happy", "sad", "surprise"]
-    assert (report["weights"], report["equalized"], len(report["pictures"])) == (str(out), False, 12)
+    assert (report["weights"], report["equalise"], len(report["pictures"])) == (str(out), bool(equalised), 12)
+    told = run("evaluate", "--checkpoint", out, "--data", folder_of_images(tmp_path / "other"), "--split", "all")
+    warning = "the weights learnt from pictures that were histogram-equalised; of these 0% are"
+    assert (warning in told) == bool(equalised)
+
+
+def test_many_pictures_and_odd_names(tmp_path: Path) -> None:
+    names = [f"{number:03d}.png" for number in range(70)]
+    for name in [*names, "ok [final].png", "x[b]/[/b].png"]:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((20, 20), 99, np.uint8)).save(tmp_path / "in" / name)
+    (tmp_path / "in" / "030.png").write_bytes(b"no picture")
+    (tmp_path / "in" / "031.png").write_bytes(b"no picture")
+    told = run("predict", tmp_path / "in", "--detector", "none", "--csv", tmp_path / "x.csv")
+    assert "in/ok [final].png  20x20+0+0" in told
+    assert "in/x[b]/[/b].png  20x20+0+0" in told
+    found = rows(tmp_path / "x.csv")
+    assert [Path(line["picture"]).name for line in found[:70]] == names
+    assert [Path(line["picture"]).name for line in found if line["problem"]] == ["030.png", "031.png"]
+
+
+def test_a_bad_source_costs_itself_alone(smile: Path, tmp_path: Path) -> None:
+    (tmp_path / "mixed").mkdir()
+    for name in ("bad.mp4", "bad.zip"):
+        (tmp_path / name).write_bytes(b"neither")
+    (tmp_path / "mixed" / "bad.mp4").write_bytes(b"no film")
+    (tmp_path / "mixed" / "a.png").write_bytes(smile.read_bytes())
+    with zipfile.ZipFile(tmp_path / "films.zip", "w") as content:
+        content.write(tmp_path / "bad.mp4", "bad.mp4")
+    sources = [tmp_path / name for name in ("bad.mp4", "bad.zip", "mixed", "films.zip")]
+    told = run("predict", smile, *sources, "--detector", "none", "--csv", tmp_path / "x.csv")
+    assert told.startswith("0 ")
+    problems = [line["problem"] for line in rows(tmp_path / "x.csv")]
+    assert [bool(problem) for problem in problems] == [False, True, True, False, True, True]
+    assert "unpack it first" in problems[-1]
+
+
+def test_nothing_readable_is_a_failure(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from ferattn.cli import app
+
+    done = CliRunner().invoke(app, ["predict", str(tmp_path / "typo.png"), "--detector", "none"])
+    assert done.exit_code == 1
+    assert "not readable: 1" in done.output
+
+
+def test_what_was_seen_before_an_interruption_is_kept(
+    smile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from ferattn.cli import app
+    from ferattn.predict import EmotionRecognizer
+
+    usual, calls = EmotionRecognizer.stream, []
+
+    def stream(self, pictures, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return usual(self, pictures, **options)
+
+    monkeypatch.setattr(EmotionRecognizer, "stream", stream)
+    CliRunner().invoke(app, ["predict", *[str(smile)] * 4, "--detector", "none", "--csv", str(tmp_path / "x.csv")])
+    assert len(rows(tmp_path / "x.csv")) == 2
+
+
+def test_faces_below_the_least_score_are_left_out(smile: Path, yunet_onnx: Path, tmp_path: Path) -> None:
+    for score, faces in (("0.9", 1), ("0.99", 0)):
+        told = run("predict", smile, "--detector", "yunet", "--weights", yunet_onnx, "--min-score", score)
+        assert f"faces: {faces}," in told
 
 
 def test_mistakes_are_told(smile: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
     for words, said in (
         ((smile, "--model", "cnn_sse"), "did you mean 'cnn_se'"),
         ((smile, "--detector", "yunett"), "did you mean 'yunet'"),
         ((smile, "--detector", "none", "--min-score", "0.5"), "takes no option 'min_score'"),
+        ((smile, "--min-score", "0.5"), "name it, such as --detector yunet"),
         ((smile, "--tta", "five"), "ten-crop"),
+        ((smile, "--every", "-1"), "--every -1"),
         ((smile, "--csv", tmp_path / "no" / "faces.csv"), "there is no folder"),
+        ((smile, "--csv", tmp_path / "x", "--json", tmp_path / "x"), "is one file"),
         ((smile, "--checkpoint", tmp_path), "config.json"),
         ((tmp_path / "empty", "--detector", "none"), "no pictures"),
     ):
-        (tmp_path / "empty").mkdir(exist_ok=True)
         told = run("predict", *words)
         assert told.startswith("2 ")
         assert said in told.replace("\n", " ")

@@ -12,8 +12,8 @@ from ferattn.data import (
     CKPlus,
     cache,
     contact_sheet,
-    equalized_share,
-    is_equalized,
+    equalised_share,
+    is_equalised,
     mean_and_std,
     summarize,
 )
@@ -38,18 +38,18 @@ def test_equalised_pictures_are_told_from_others(tmp_path):
     rng = np.random.default_rng(0)
     natural = [rng.normal(100, 40, (48, 48)).clip(0, 255).astype(np.uint8) for _ in range(3)]
     equalised = [cv2.equalizeHist(picture) for picture in natural]
-    assert [is_equalized(torch.from_numpy(picture)[None]) for picture in natural + equalised] == [False] * 3 + [
+    assert [is_equalised(torch.from_numpy(picture)[None]) for picture in natural + equalised] == [False] * 3 + [
         True
     ] * 3
-    assert is_equalized(torch.from_numpy(np.stack([equalised[0]] * 3)))  # the same in three channels
-    assert not is_equalized(torch.full((1, 9, 9), 77, dtype=torch.uint8))
+    assert is_equalised(torch.from_numpy(np.stack([equalised[0]] * 3)))  # the same in three channels
+    assert not is_equalised(torch.full((1, 9, 9), 77, dtype=torch.uint8))
     rows = [(label, "Training", picture) for label, picture in enumerate(natural[:2] + equalised)]
     dataset = FER2013(fer_tree(tmp_path, rows))
-    assert summarize(dataset)["equalized"] == equalized_share(cache(dataset)) == 0.6
+    assert summarize(dataset)["equalised_share"] == equalised_share(cache(dataset)) == 0.6
     stored = cache(dataset)
-    assert equalized_share(stored, limit=2) == np.mean([is_equalized(stored.images[row]) for row in (0, 4)])
+    assert equalised_share(stored, limit=2) == np.mean([is_equalised(stored.images[row]) for row in (0, 4)])
     with pytest.raises(InvalidInput, match="empty"):
-        equalized_share(stored.subset(np.array([], np.int64)))
+        equalised_share(stored.subset(np.array([], np.int64)))
 
 
 def test_equalisation_is_seen_through_recoding():
@@ -58,7 +58,7 @@ def test_equalisation_is_seen_through_recoding():
     picture = cv2.equalizeHist(np.round(255 * (smooth - smooth.min()) / np.ptp(smooth) / 2).astype(np.uint8))
     recoded = cv2.imdecode(cv2.imencode(".jpg", picture)[1], cv2.IMREAD_GRAYSCALE)
     assert not np.array_equal(picture, recoded)
-    assert is_equalized(torch.from_numpy(recoded)[None])
+    assert is_equalised(torch.from_numpy(recoded)[None])
 
 
 def test_subjects_are_counted_and_bad_files_are_listed_not_counted(tmp_path):

@@ -318,6 +318,7 @@ def test_a_compiled_tail_follows_what_is_forced() -> None:
         (lambda x, gate: (x.double(), gate), "the map is float64"),
         (lambda x, gate: (x[:0], gate), "the map is empty"),
         (lambda x, gate: (x[:1, :, :1, :1].expand(1, 6, 4096, 4096), gate), "a map has more than"),
+        (lambda x, gate: (x[:1, :, :1, :1].expand(128, 6, 2900, 2900), gate), "the maps have 2**30 places"),
         (lambda x, gate: (x, gate._replace(weight=torch.ones(1, 1, 33))), "a filter of 33"),
         (lambda x, gate: (x, gate._replace(weight=torch.ones(1, 1, 4))), "a filter of 4"),
         (lambda x, gate: (x, gate._replace(weight=gate.weight.double())), "a weight is float64"),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ferattn.data import AUGMENTATIONS, Batch, BatchTransform, make_mixer, make_transform
+from ferattn.data import AUGMENTATIONS, Batch, BatchTransform, CachedDataset, make_mixer, make_transform
 from ferattn.errors import InvalidOption
 from ferattn.training import FaceClassifier, FaceData
 from ferattn.training.module import _fits, _seed, inverse_frequency
@@ -98,6 +98,15 @@ def test_images_go_to_the_gpu_only_if_there_is_room(monkeypatch: pytest.MonkeyPa
     for free, fits in ((4 * size + 8, True), (4 * size, False)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10 * free))
         assert _fits(parts, torch.device("cuda")) == fits
+        moved = []
+        monkeypatch.setattr(CachedDataset, "to", lambda part, device, moved=moved: moved.append(part) or part)
+        for workers in (0, 2):
+            data = FaceData(*parts, batch_size=5, workers=workers)
+            data.trainer = SimpleNamespace(
+                global_rank=0, world_size=1, strategy=SimpleNamespace(root_device=torch.device("cuda"))
+            )
+            data.setup("fit")
+        assert len(moved) == (2 if fits else 0)
 
 
 def test_the_seed_of_a_step_is_torchs() -> None:

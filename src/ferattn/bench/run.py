@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -13,6 +13,13 @@ from ferattn.errors import NotCompiled
 from ferattn.measure import Candidate, Comparison, time_together
 
 __all__ = ["Watcher", "run"]
+
+
+class Failure(NamedTuple):
+    """Why there are no timings: a row's status, and what was said."""
+
+    status: str
+    reason: str = ""
 
 
 class Watcher(Protocol):
@@ -60,17 +67,17 @@ def _measure(group: Group, request: Request, copy_bytes_per_s: float | None) -> 
     rows: list[Mapping[str, Any]] = []
     for case in group.cases:
         comparison = together
-        if isinstance(comparison, str) and case is not yardstick:
+        if isinstance(comparison, Failure) and case is not yardstick:
             comparison = _together((yardstick, case), request)
-        if isinstance(comparison, str):
+        if isinstance(comparison, Failure):
             comparison = _together((case,), request)
         rows.append(_row(group.key, case.name, yardstick.name, facts[case.name], comparison, copy_bytes_per_s))
     return rows
 
 
-def _together(cases: Sequence[Case], request: Request) -> Comparison | str:
-    """The timings of these cases side by side; the status of a row where they do not fit into memory, or compile."""
-    comparison: Comparison | str = "out_of_memory"
+def _together(cases: Sequence[Case], request: Request) -> Comparison | Failure:
+    """The timings of these cases side by side, or why there are none: memory, or the compiler."""
+    comparison: Comparison | Failure = Failure("out_of_memory")
     try:
         candidates: dict[str, Candidate] = {case.name: case.build() for case in cases}
         comparison = time_together(
@@ -80,8 +87,9 @@ def _together(cases: Sequence[Case], request: Request) -> Comparison | str:
             min_sample_ms=request.min_sample_ms,
             budget_s=request.budget_s,
         )
-    except NotCompiled:
-        comparison = "not_compiled"
+    except NotCompiled as error:
+        if not _is_out_of_memory(error):
+            comparison = Failure("not_compiled", str(error))
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -104,12 +112,12 @@ def _row(
     name: str,
     yardstick: str,
     facts: Mapping[str, Any],
-    comparison: Comparison | str,
+    comparison: Comparison | Failure,
     copy_bytes_per_s: float | None,
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"group": group, "name": name, "yardstick": yardstick, **facts}
-    if isinstance(comparison, str):
-        return row | {"status": comparison}
+    if isinstance(comparison, Failure):
+        return row | {"status": comparison.status} | ({"reason": comparison.reason} if comparison.reason else {})
     timing = comparison.timings[name]
     row |= {
         "status": "ok",

@@ -108,7 +108,7 @@ def info(
     console.print(f"width x height x channels: {', '.join(sizes[:5])}{', ...' if len(sizes) > 5 else ''}")
     for part, numbers in summary["statistics"].items():
         console.print(f"pixels of {part}: mean {numbers['mean']:.4f}, standard deviation {numbers['std']:.4f}")
-    console.print(f"histogram-equalised: {summary['equalized']:.1%} of the images")
+    console.print(f"histogram-equalised: {summary['equalised_share']:.1%} of the images")
     _report_skipped(data, console)
 
 

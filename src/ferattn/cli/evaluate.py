@@ -38,7 +38,7 @@ def evaluate(
     """Accuracy and the rest, each with its interval; test-time views are reported beside the plain figures."""
     import torch
 
-    from ferattn.data import VIEWS, equalized_share, open_dataset
+    from ferattn.data import VIEWS, equalised_share, open_dataset
     from ferattn.errors import InvalidOption, choose
     from ferattn.training import RunFolder, predict, store
     from ferattn.training import evaluate as figures_of
@@ -52,10 +52,10 @@ def evaluate(
         found = open_published(model)
         network, transform, classes, temperature = found.model, found.transform, found.classes, found.temperature
         weights, channels, size = found.name, found.channels, found.size[0]
-        equalized: bool | None = found.equalized
+        equalised = found.equalised
     else:
         network, transform, classes = open_trained(run, model)
-        weights, equalized = str(checkpoint), None
+        weights, equalised = str(checkpoint), run.learnt_equalised
         temperature = run.results["temperature"] if split != run.config["data"]["select_on"] else None
         size, channels = run.config["recipe"]["size"], run.config["recipe"]["channels"]
     source = open_dataset(data, dataset)
@@ -74,16 +74,22 @@ def evaluate(
         chosen = predict(network, transform, stored, name=name, kind=tta, batch_size=batch_size)
         report = figures_of(chosen) | {"without_views": report}
     told = {"model": str(network.spec), "weights": weights, "split": split, "left_out": left_out}
-    share = equalized_share(stored)
-    report = told | {"limit": limit, "images_in_split": whole, "equalized": share} | report
+    share = equalised_share(stored)
+    report = told | {"limit": limit, "images_in_split": whole, "equalised_share": share} | report
     if predictions is not None:
         chosen.save(predictions)
     write_json(json_file, report)
     print_figures(report)
-    if equalized is not None and equalized != (share > 0.5):
+    if equalised is not None and equalised != (share > 0.5):
         Console(soft_wrap=True).print(
-            f"the weights learnt from pictures that were {'' if equalized else 'not '}histogram-equalised; of these "
-            f"{share:.0%} are. `ferattn crop IN OUT --detector none --illumination histogram` makes equalised copies."
+            f"the weights learnt from pictures that were {'' if equalised else 'not '}histogram-equalised; of these "
+            f"{share:.0%} are."
+            + (
+                f" `ferattn crop IN OUT --detector none --margin 0 --size {size} --illumination histogram` makes "
+                "equalised copies."
+                if equalised
+                else ""
+            )
         )
     if len(images) < whole:
         Console(soft_wrap=True).print(f"--limit {limit}: {len(images)} of the {whole} images, all classes in turn")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = ["predict"]
 
-VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
-_AT_ONCE = 64  # pictures
+VIDEOS = frozenset({
+    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts",
+    ".webm", ".wmv",
+})  # fmt: skip
+"""Suffixes of what OpenCV is given to read."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class _Looked:
 
 def predict(
     sources: Annotated[
-        list[Path], typer.Argument(metavar="PICTURES", help="Pictures, videos, folders or zips of pictures.")
+        list[Path], typer.Argument(metavar="PICTURES", help="Pictures, videos, folders of both, zips of pictures.")
     ],
     model: Annotated[str | None, typer.Option(help="Whose published weights; by default cnn_se's.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="The folder of a run, instead.")] = None,
@@ -44,8 +47,8 @@ def predict(
     min_score: Annotated[float | None, typer.Option(help="Leave out faces with a lower confidence.")] = None,
     margin: Annotated[float, typer.Option(help="Added around the face, as a share of it.")] = 0.0,
     align: Annotated[bool, typer.Option(help="Level the eyes where they are known.")] = True,
-    equalize: Annotated[
-        bool | None, typer.Option(help="Equalise histograms; by default as the pictures that were learnt from.")
+    equalise: Annotated[
+        bool | None, typer.Option(help="Equalise histograms; by default as in the pictures that were learnt from.")
     ] = None,
     tta: Annotated[str, typer.Option(help="Test-time views: none, flip or ten-crop.")] = "none",
     every: Annotated[float, typer.Option(help="Videos: seconds from one frame to the next; 0 for all.")] = 1.0,
@@ -54,135 +57,161 @@ def predict(
 ) -> None:
     """Find the faces in pictures and videos, and say which emotion each shows.
 
-    A picture that cannot be read, or has no face, is a line that says so. It tells how raters would label a face, not
-    what a person feels. Reading emotions at work and in education is forbidden in the European Union.
+    What cannot be read, or has no face, is a line that says so. It tells how raters would label a face, not what a
+    person feels; where that is forbidden stands in the model card.
     """
     from rich.console import Console
-    from rich.table import Table
+    from rich.text import Text
 
-    from ferattn.cli.evaluate import write_json
-    from ferattn.errors import InvalidInput
+    from ferattn.errors import InvalidInput, InvalidOption
 
     for option, path in (("--csv", csv_file), ("--json", json_file)):
         require_writable(option, path)
-    options = {"weights": weights, "min_score": min_score}
-    recognizer, name = _recognizer(
-        model,
-        checkpoint,
-        equalize,
-        detector=(detector, {key: value for key, value in options.items() if value is not None}),
-        margin=margin,
-        align=align,
-        views=tta,
+    if csv_file is not None and json_file is not None and csv_file.resolve() == json_file.resolve():
+        raise InvalidOption(f"--csv and --json: {str(csv_file)!r} is one file; give two.")
+    if not every >= 0:
+        raise InvalidOption(f"--every {every}: seconds, 0 or more.")
+    options = {name: value for name, value in (("weights", weights), ("min_score", min_score)) if value is not None}
+    if options and detector == "auto":
+        raise InvalidOption("--weights and --min-score are for one detector: name it, such as --detector yunet.")
+    recognizer, name, equalised = _open(
+        model, checkpoint, equalise, detector=(detector, options), margin=margin, align=align, views=tta
     )
-    table = Table(box=None, header_style="bold")
-    for heading in ("picture", "s", "face", "emotion", "probability"):
-        table.add_column(heading, overflow="fold")
+    console = Console(soft_wrap=True, highlight=False)
+    if equalised is None and equalise is None:
+        console.print("not recorded whether the weights learnt from equalised pictures: --equalise or --no-equalise?")
     looked: list[_Looked] = []
-    for one in _look(recognizer, sources, every):
-        looked.append(one)
-        time = "" if one.seconds is None else f"{one.seconds:.2f}"
-        for face in one.faces:
-            x, y, w, h = (round(number) for number in face.face.box)
-            table.add_row(one.name, time, f"{w}x{h}+{x}+{y}", face.emotion, f"{face.confidence:.2f}")
-        if not one.faces:
-            table.add_row(one.name, time, one.problem or "no face", "", "")
+    try:
+        for one in _look(recognizer, sources, every):
+            looked.append(one)
+            console.print(Text("\n".join(_lines(one))))
+    finally:  # what was seen is kept, whatever happened
+        if looked:
+            _write_json(json_file, recognizer, name, looked)
+            _write_csv(csv_file, looked, recognizer.classes)
     if not looked:
         raise InvalidInput(f"no pictures in {', '.join(map(str, sources))}.")
-    report = {
-        "weights": name,
-        "detector": recognizer.detector.name,
-        "classes": list(recognizer.classes),
-        "equalized": recognizer.equalize,
-        "temperature": recognizer.temperature,
-        "views": recognizer.views,
-        "pictures": [_told(one) for one in looked],
-    }
-    write_json(json_file, report)
-    _write_csv(csv_file, looked, recognizer.classes)
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(table)
-    faces = sum(len(one.faces) for one in looked)
-    without = sum(not one.faces for one in looked)
+    unreadable = sum(bool(one.problem) for one in looked)
     console.print(
-        f"{faces} faces in {len(looked)} pictures, {without} without one; weights {name}, detector "
-        f"{recognizer.detector.name}",
+        f"pictures and frames: {len(looked)}, faces: {sum(len(one.faces) for one in looked)}, without a face: "
+        f"{sum(not one.faces and not one.problem for one in looked)}, not readable: {unreadable}; weights {name}, "
+        f"detector {recognizer.detector.name}",
         markup=False,
     )
+    if unreadable == len(looked):
+        raise typer.Exit(1)
 
 
-def _recognizer(
+def _open(
     model: str | None,
     checkpoint: Path | None,
-    equalize: bool | None,
+    equalise: bool | None,
     *,
     detector: tuple[str, dict[str, Any]],
     **options: Any,
-) -> tuple[EmotionRecognizer, str]:
-    """What recognises, and the name of its weights."""
+) -> tuple[EmotionRecognizer, str, bool | None]:
+    """What recognises, its weights' name, and whether they learnt from equalised pictures, where that is known."""
     import torch
 
-    from ferattn.cli.evaluate import open_trained
     from ferattn.faces import make_detector
     from ferattn.predict import EmotionRecognizer, open_pretrained
-    from ferattn.training import RunFolder
 
     options["detector"] = make_detector(detector[0], **detector[1])
     if checkpoint is None:
         found = open_pretrained(model or "cnn_se")
         network, transform, classes, name = found.model, found.transform, found.classes, found.name
         size, channels, temperature = max(found.size), found.channels, found.temperature
-        equalized = found.equalized
+        equalised = found.equalised
     else:
+        from ferattn.cli.evaluate import open_trained
+        from ferattn.training import RunFolder
+
         run = RunFolder(checkpoint)
         network, transform, classes = open_trained(run, model)
         size, channels = run.config["recipe"]["size"], run.config["recipe"]["channels"]
-        temperature, name, equalized = run.results["temperature"], str(checkpoint), False
+        temperature, name, equalised = run.results["temperature"], str(checkpoint), run.learnt_equalised
     network.to("cuda" if torch.cuda.is_available() else "cpu")
     options |= {"size": size, "channels": channels, "temperature": temperature or 1.0}
-    options["equalize"] = equalized if equalize is None else equalize
-    return EmotionRecognizer(network, transform, classes, **options), name
+    options["equalise"] = bool(equalised) if equalise is None else equalise
+    return EmotionRecognizer(network, transform, classes, **options), name, equalised
 
 
 def _look(recognizer: EmotionRecognizer, sources: Iterable[Path], every: float) -> Iterator[_Looked]:
-    """Everything that is named, in its order; folders by name."""
+    """Everything that is named, in its order; in folders the pictures first, then the videos, each by name."""
     from ferattn.errors import InvalidInput
 
     for source in sources:
-        if source.suffix.lower() in VIDEOS:
-            for frame in recognizer.video(source, every=every):
-                yield _Looked(str(source), frame.seconds, faces=frame.faces)
-        elif source.is_dir() or source.suffix.lower() == ".zip":
-            yield from _look_into(recognizer, source)
-        else:
-            try:
+        try:
+            if source.is_dir() or source.suffix.lower() == ".zip":
+                yield from _look_into(recognizer, source, every)
+            elif source.suffix.lower() in VIDEOS:
+                for frame in recognizer.video(source, every=every):
+                    yield _Looked(str(source), frame.seconds, faces=frame.faces)
+            else:
                 yield _Looked(str(source), faces=recognizer(source))
-            except InvalidInput as error:
-                yield _Looked(str(source), problem=str(error))
+        except InvalidInput as error:
+            yield _Looked(str(source), problem=str(error))
 
 
-def _look_into(recognizer: EmotionRecognizer, source: Path) -> Iterator[_Looked]:
-    """The pictures of a folder or a zip, many at a time."""
+def _look_into(recognizer: EmotionRecognizer, source: Path, every: float) -> Iterator[_Looked]:
+    """The pictures of a folder or a zip, one after the other, and the videos of a folder."""
     from ferattn.errors import InvalidInput
     from ferattn.faces import read_picture
     from ferattn.faces.sources import open_source
 
-    with ExitStack() as stack:
-        pictures = stack.enter_context(open_source(source))
-        items = [item for item in pictures.items() if item.problem != "not a picture"]
-        for start in range(0, len(items), _AT_ONCE):
-            images, problems = [], {}
-            for item in items[start : start + _AT_ONCE]:
-                problems[item.name] = f"{item.problem}: {item.detail}" if item.problem else ""
+    notes: deque[_Looked] = deque()  # what has been read, and not been handed out
+
+    with open_source(source) as files:
+        items = files.items()
+        videos = [item.name for item in items if Path(item.name).suffix.lower() in VIDEOS]
+
+        def pictures() -> Iterator[Any]:
+            for item in items:
+                if item.problem == "not a picture":
+                    continue
+                where, problem, image = f"{source}/{item.name}", item.problem, None
                 try:
-                    images.append(None if item.problem else read_picture(pictures.read(item.name)))
+                    image = None if problem else read_picture(files.read(item.name))
                 except InvalidInput as error:
-                    problems[item.name] = str(error)
-                    images.append(None)
-            faces = recognizer.stream([image for image in images if image is not None], channels="rgb")
-            for image, (name, problem) in zip(images, problems.items(), strict=True):
-                where = f"{source}/{name}"
-                yield _Looked(where, problem=problem) if image is None else _Looked(where, faces=next(faces))
+                    problem = str(error)
+                notes.append(_Looked(where, problem=problem))
+                if image is not None:
+                    yield image
+
+        for faces in recognizer.stream(pictures(), channels="rgb"):
+            while notes[0].problem:
+                yield notes.popleft()
+            yield replace(notes.popleft(), faces=faces)
+        yield from notes
+    if source.is_dir():
+        yield from _look(recognizer, [source / name for name in videos], every)
+    else:
+        yield from (_Looked(f"{source}/{name}", problem="a video in a zip: unpack it first") for name in videos)
+
+
+def _lines(one: _Looked) -> list[str]:
+    """What the terminal shows of a picture."""
+    where = one.name if one.seconds is None else f"{one.name} {one.seconds:.2f} s"
+    found = []
+    for face in one.faces:
+        x, y, w, h = (round(number) for number in face.face.box)
+        found.append(f"{where}  {w}x{h}+{x}+{y}  {face.emotion} {face.confidence:.2f}")
+    return found or [f"{where}  {one.problem or 'no face'}"]
+
+
+def _write_json(path: Path | None, recognizer: EmotionRecognizer, name: str, looked: list[_Looked]) -> None:
+    from ferattn.cli.evaluate import write_json
+
+    report = {
+        "weights": name,
+        "detector": recognizer.detector.name,
+        "classes": list(recognizer.classes),
+        "equalise": recognizer.equalise,
+        "temperature": recognizer.temperature,
+        "views": recognizer.views,
+        "pictures": [_told(one) for one in looked],
+    }
+    write_json(path, report)
 
 
 def _told(one: _Looked) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def ship(
 
     from ferattn import create_model
     from ferattn.cli.evaluate import open_trained
-    from ferattn.data import equalized_share, open_dataset
+    from ferattn.data import equalised_share, open_dataset
     from ferattn.errors import InvalidOption
     from ferattn.training import Recipe, RunFolder
     from ferattn.training.card import make_card
@@ -94,7 +94,7 @@ def ship(
             "norms_folded": folded,
             "rounding": asdict(rounding),
             "figures": figures,
-            "equalized": equalized_share(parts.test),
+            "equalised_share": equalised_share(parts.train),
             "subjects": None if dataset.subjects is None else len(set(dataset.subjects)),
             "validation_from_train": bool(recipe.validation_fraction),
             "terms": allowed,

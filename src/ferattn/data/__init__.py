@@ -3,7 +3,7 @@
 from ferattn.data.augmentation import AUGMENTATIONS, Augmentation
 from ferattn.data.cache import CachedDataset, cache
 from ferattn.data.ckplus import CKPlus
-from ferattn.data.contrast import equalized_share, is_equalized
+from ferattn.data.contrast import equalised_share, is_equalised
 from ferattn.data.dataset import Batch, FaceDataset, Item, Records
 from ferattn.data.duplicates import find_duplicates
 from ferattn.data.fer2013 import FER2013
@@ -57,9 +57,9 @@ __all__ = [
     "canonical",
     "check_leaks",
     "contact_sheet",
-    "equalized_share",
+    "equalised_share",
     "find_duplicates",
-    "is_equalized",
+    "is_equalised",
     "label_map",
     "leave_one_subject_out",
     "load_splits",

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from ferattn.data.cache import CachedDataset
-from ferattn.errors import InvalidInput
+from ferattn.errors import InvalidInput, InvalidOption
 
-__all__ = ["equalized_share", "is_equalized"]
+__all__ = ["equalised_share", "is_equalised"]
 
 _FAR = 0.04  # of 1; medians: 0.005 over equalised FER2013 pictures, 0.18 over pieces of photographs
 
 
-def is_equalized(image: Tensor) -> bool:
+def is_equalised(image: Tensor) -> bool:
     """Whether histogram equalisation would leave a picture as it is.
 
     Equalised, the level of a pixel is the share of pixels that are no brighter, without the darkest ones, as OpenCV
@@ -22,9 +22,9 @@ def is_equalized(image: Tensor) -> bool:
 
     Shape: (c, h, w), uint8; channels are taken together.
 
-    >>> is_equalized(torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16))
+    >>> is_equalised(torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16))
     True
-    >>> is_equalized(torch.arange(100, 200, dtype=torch.uint8).reshape(1, 10, 10))
+    >>> is_equalised(torch.arange(100, 200, dtype=torch.uint8).reshape(1, 10, 10))
     False
     """
     counts = torch.bincount(image.flatten().long(), minlength=256).double()
@@ -37,7 +37,7 @@ def is_equalized(image: Tensor) -> bool:
     return float((wanted - levels).abs() @ counts / below[-1]) < _FAR
 
 
-def equalized_share(dataset: CachedDataset, limit: int = 1000) -> float:
+def equalised_share(dataset: CachedDataset, limit: int = 1000) -> float:
     """The share of pictures that are histogram-equalised.
 
     Args:
@@ -46,9 +46,12 @@ def equalized_share(dataset: CachedDataset, limit: int = 1000) -> float:
 
     Raises:
         InvalidInput: If there are none.
+        InvalidOption: If the limit is not positive.
     """
+    if limit < 1:
+        raise InvalidOption(f"limit={limit!r}: at least 1.")
     if not len(dataset):
         raise InvalidInput(f"{dataset.name} is empty.")
     rows = torch.linspace(0, len(dataset) - 1, min(limit, len(dataset))).round().long()
     images = dataset.images[rows.to(dataset.images.device)].cpu()
-    return sum(is_equalized(image) for image in images) / len(images)
+    return sum(is_equalised(image) for image in images) / len(images)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ferattn.data.cache import CachedDataset, cache
-from ferattn.data.contrast import is_equalized
+from ferattn.data.contrast import is_equalised
 from ferattn.data.dataset import FaceDataset
 from ferattn.errors import InvalidInput, InvalidOption
 from ferattn.files import write_atomically
@@ -24,7 +24,7 @@ __all__ = ["contact_sheet", "mean_and_std", "summarize"]
 def summarize(dataset: FaceDataset) -> dict[str, Any]:
     """Counts by class and split, subjects, sizes, mean and standard deviation of all pixels, as plain data.
 
-    ``equalized`` is the share of pictures that are histogram-equalised, see ``is_equalized``.
+    ``equalised_share`` is the share of pictures that are histogram-equalised, see ``is_equalised``.
 
     Reads every image. Where the dataset has a train split, the mean and standard deviation are also given for
     it alone, since that is what a model may know.
@@ -37,7 +37,7 @@ def summarize(dataset: FaceDataset) -> dict[str, Any]:
     table = Counter(zip(parts, labels, strict=True))
     statistics: dict[str, list[float]] = {}
     sizes: Counter[str] = Counter()
-    equalized = 0
+    equalised = 0
     for index in range(len(dataset)):
         try:
             image = dataset.read(index)
@@ -48,7 +48,7 @@ def summarize(dataset: FaceDataset) -> dict[str, Any]:
             table[parts[index], labels[index]] -= 1
             continue
         sizes["x".join(map(str, (image.shape[2], image.shape[1], image.shape[0])))] += 1
-        equalized += is_equalized(image)
+        equalised += is_equalised(image)
         moments = _moments(image)
         for group in {"all", parts[index]}:
             total = statistics.setdefault(group, [0.0, 0.0, 0.0])
@@ -66,7 +66,7 @@ def summarize(dataset: FaceDataset) -> dict[str, Any]:
         "subjects": None if dataset.subjects is None else len(set(dataset.subjects)),
         "sizes": dict(sizes.most_common()),
         "statistics": {group: _mean_std(*statistics[group]) for group in sorted(statistics)},
-        "equalized": equalized / max(1, sum(sizes.values())),
+        "equalised_share": equalised / max(1, sum(sizes.values())),
         "skipped": [list(entry) for entry in dataset.skipped],
     }
 

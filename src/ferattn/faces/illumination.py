@@ -75,9 +75,9 @@ def gamma_equalise(image: NDArray[np.uint8], target: float = 0.5) -> NDArray[np.
 def histogram_equalise(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Spread the gray levels until each is about as frequent as any other.
 
-    ``v' = 255 (C(v) - C0) / (n - C0)``, rounded, where ``C(v)`` counts the pixels that are no brighter than ``v``,
-    ``C0`` the darkest ones and ``n`` all: the formula of OpenCV's ``equalizeHist``. Any change of brightness or
-    contrast that keeps the order of the levels is undone.
+    ``v' = (C(v) - C0) 255 / (n - C0)``, in float32 and rounded, where ``C(v)`` counts the pixels that are no brighter
+    than ``v``, ``C0`` the darkest ones and ``n`` all: the formula of OpenCV's ``equalizeHist``. Any change of
+    brightness or contrast that keeps the order of the levels is undone.
 
     Shape: (h, w) -> (h, w), uint8. A picture of one level stays as it is.
 
@@ -95,7 +95,8 @@ def histogram_equalise(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     darkest = counts[counts > 0][0]
     if darkest == image.size:
         return image.copy()
-    curve: NDArray[np.uint8] = np.round(255 * (counts - darkest).clip(0) / (image.size - darkest)).astype(np.uint8)
+    scale = np.float32(255) / np.float32(image.size - darkest)  # OpenCV's arithmetic, to the last rounding
+    curve: NDArray[np.uint8] = np.rint((counts - darkest).clip(0).astype(np.float32) * scale).astype(np.uint8)
     return curve[image]
 
 

@@ -152,7 +152,7 @@ def _hindrance(x: Tensor, shortcut: Tensor | None, gate: Gate, norm: Norm | None
         return "the map is empty"
     if x.shape[1] * x.shape[2] * x.shape[3] >= 2**31:
         return "a sample has 2**31 values or more"
-    if 2 * x.shape[0] * x.shape[2] * x.shape[3] >= 2**31:  # CBAM's two spatial pools, counted in 32 bits
+    if 2 * x.shape[0] * x.shape[2] * x.shape[3] >= 2**31:  # CBAM counts its two spatial pools in 32 bits
         return "the maps have 2**30 places or more"
     if x.shape[2] * x.shape[3] > _MOST_PLACES:
         return f"a map has more than {_MOST_PLACES} places"

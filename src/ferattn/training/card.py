@@ -123,19 +123,20 @@ def _use(facts: Mapping[str, Any]) -> list[str]:
         ),
         "",
         *_contrast(made),
-        "`ferattn predict PICTURE` finds the faces in a photograph, prepares them so, and says what each shows.",
+        f"`ferattn predict PICTURE --model {facts['architecture']}` finds the faces in a photograph, prepares them "
+        "so, and says what each shows.",
         "",
     ]
 
 
 def _contrast(made: Mapping[str, Any]) -> list[str]:
-    share = made.get("equalized", 0.0)
-    if share <= 0.5:
+    share = made.get("equalised_share")
+    if share is None or share <= 0.5:
         return []
     return [
-        f"It learnt from histogram-equalised pictures; {100 * share:.0f} % of its test pictures are. Equalise others "
-        "with `ferattn.faces.histogram_equalise`. Of other copies of the data, which are not equalised, expect other "
-        "figures than these.",
+        f"Of the pictures that it learnt from {100 * share:.0f} % are histogram-equalised. Equalise yours with "
+        "`ferattn.faces.histogram_equalise`, but not twice. Of copies of the data that are not equalised expect "
+        "other figures than these.",
         "",
     ]
 

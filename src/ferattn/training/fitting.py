@@ -17,7 +17,15 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from torch import nn
 
-from ferattn.data import AUGMENTATIONS, BatchTransform, CachedDataset, Standardize, make_mixer, make_transform
+from ferattn.data import (
+    AUGMENTATIONS,
+    BatchTransform,
+    CachedDataset,
+    Standardize,
+    equalised_share,
+    make_mixer,
+    make_transform,
+)
 from ferattn.errors import Diverged, InvalidInput, InvalidOption, MissingDependency, choose
 from ferattn.training.callbacks import AtomicCheckpoints, History, MovingAverage, Plateau
 from ferattn.training.evaluation import evaluate, fit_temperature
@@ -309,6 +317,7 @@ def _finish(
             "seconds": sum(row["seconds"] for row in rows),
             "seconds_of_last_call": seconds,
             "honest": parts.honest,
+            "equalised_share": equalised_share(parts.train),
             "temperature": temperature,
             "validation_accuracy": float(validation.correct.mean()),
             "test": figures,

@@ -77,6 +77,16 @@ class RunFolder:
             raise InvalidInput(f"{self.path}: the run has not finished; the same `ferattn train` goes on with it.")
         return self._read("results.json")
 
+    @property
+    def learnt_equalised(self) -> bool | None:
+        """Whether its training images were histogram-equalised; None if it was not recorded.
+
+        Raises:
+            InvalidInput: If the run has not finished.
+        """
+        share = self.results.get("equalised_share")
+        return None if share is None else bool(share > 0.5)
+
     def predictions(self, part: str) -> Predictions:
         """What the model of the best epoch said about a part."""
         return Predictions.load(self.path / f"predictions-{part}.npz")
