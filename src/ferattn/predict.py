@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,7 +70,8 @@ class Frame:
     faces: list[RecognizedFace]
 
 
-class Pretrained(NamedTuple):
+@dataclass(frozen=True)
+class Pretrained:
     """A network with weights that classify emotions, and what belongs to them.
 
     Attributes:
