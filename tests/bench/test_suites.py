@@ -157,7 +157,7 @@ def test_a_case_of_ours_runs(suite: ModuleType, number: int, training: bool) -> 
     assert timing.batch == 2
 
 
-def test_tails_cover_the_largest_maps_and_can_be_narrowed() -> None:
+def test_tails_cover_the_largest_maps_and_can_be_narrowed(monkeypatch: pytest.MonkeyPatch) -> None:
     groups = list(tails.groups(Request(device="cpu")))
     assert len({group.key for group in groups}) == len(groups) == 3 * 3 * 2 * 2
     libraries = ("timm", "plain", "ferattn")
@@ -174,6 +174,10 @@ def test_tails_cover_the_largest_maps_and_can_be_narrowed() -> None:
     assert cases(groups) == [["timm eager", "plain eager", "ferattn eager"]] * 4
     quick = list(tails.groups(Request(device="cpu", quick=True)))
     assert [group.key.split(" px")[0].split()[0] for group in quick] == ["se", "se", "cbam", "cbam"]
+    monkeypatch.setattr(tails, "obstacle", lambda device: "the GPU is older than compute capability 8.0")
+    on_cuda = cases(list(tails.groups(Request(device="cuda", quick=True))))[0]
+    assert not any("triton" in name for name in on_cuda)
+    monkeypatch.setattr(tails, "obstacle", lambda device: None)
     on_cuda = cases(list(tails.groups(Request(device="cuda", quick=True))))[0]
     assert set(on_cuda) >= {"triton eager", "triton compiled", "triton cuda_graph", "ferattn cuda_graph"}
     assert len(on_cuda) == 10

@@ -117,8 +117,7 @@ def test_imagenet_weights_classify_no_emotions(images: Path, tmp_path: Path, mon
     for name in ("resnet18", "cnn_eca"):
         overlay = {"file": str(tmp_path / f"{name}.pth")}
         monkeypatch.setattr(
-            ferattn,
-            "create_model",
+            "ferattn.predict.create_model",
             lambda *a, overlay=overlay, **k: build(*a, **k, pretrained_cfg_overlay=overlay),
         )
         said = run("evaluate", "--model", name, "--pretrained", "--data", images, "--split", "all")
