@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ferattn.data import AUGMENTATIONS, VIEWS, BatchTransform, Standardize, is_equalised, views
+from ferattn.data.contrast import mostly
 from ferattn.errors import InvalidInput, InvalidOption, choose
 from ferattn.faces import Detector, Face, crop, histogram_equalise, make_detector, read_picture
 from ferattn.faces.crops import Color, check_crop_options
@@ -125,7 +127,7 @@ def open_pretrained(name: str) -> Pretrained:
         size=(height, width),
         channels=channels,
         name=f"{about['architecture']}.{about['tag']}" if about.get("tag") else report.source,
-        equalised=ours["equalised_share"] > 0.5 if "equalised_share" in ours else None,
+        equalised=mostly(ours.get("equalised_share")),
     )
 
 
@@ -135,9 +137,6 @@ def equalise_once(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     Shape: (h, w) -> (h, w), uint8.
     """
     return image if is_equalised(torch.from_numpy(image)[None]) else histogram_equalise(image)
-
-
-_MOST = 0.9  # of the frames that a video promises; some promise what they guess
 
 
 class EmotionRecognizer:
@@ -208,7 +207,16 @@ class EmotionRecognizer:
         Raises:
             InvalidOption: If the weights have no classifier of emotions.
         """
-        found = open_pretrained(name)
+        return cls.of(open_pretrained(name), **options)
+
+    @classmethod
+    def of(cls, found: Pretrained, **options: Any) -> EmotionRecognizer:
+        """With a network and what belongs to it.
+
+        Args:
+            found: The network; its size, channels, contrast and temperature hold unless ``options`` says otherwise.
+            options: Those of the class.
+        """
         about = {
             "size": max(found.size),
             "channels": found.channels,
@@ -273,7 +281,7 @@ class EmotionRecognizer:
         """
         if not every >= 0:
             raise InvalidOption(f"every={every!r}: seconds, 0 or more.")
-        times: list[tuple[int, float]] = []
+        times: deque[tuple[int, float]] = deque()
 
         def frames() -> Iterator[NDArray[np.uint8]]:
             for index, seconds, image in _frames(Path(path), every):
@@ -282,7 +290,7 @@ class EmotionRecognizer:
 
         # stream() reads on before it hands out: the times of what it has handed out are the first that wait.
         for faces in self.stream(frames(), channels="bgr"):
-            index, seconds = times.pop(0)
+            index, seconds = times.popleft()
             yield Frame(index, seconds, faces)
 
     def _crop(self, image: NDArray[np.uint8], face: Face) -> NDArray[np.uint8]:
@@ -312,6 +320,9 @@ class EmotionRecognizer:
                 raise InvalidInput(f"the model has {logits.shape[-1]} outputs for {len(self.classes)} classes.")
             rows: list[list[float]] = (logits / self.temperature).softmax(-1).mean(1).tolist()
         return rows
+
+
+_MOST = 0.9  # of the frames that a video promises; some promise what they guess
 
 
 def _frames(path: Path, every: float) -> Iterator[tuple[int, float, NDArray[np.uint8]]]:

@@ -88,12 +88,12 @@ def test_options_reach_the_recogniser(smile: Path, tmp_path: Path) -> None:
     assert [one["views"] for one in found] == ["none"] * 4 + ["flip"]
 
 
-@pytest.mark.parametrize("equalised", [True, None])
+@pytest.mark.parametrize("equalised", [True, False, None])
 def test_a_run_of_ones_own(equalised: bool | None, tmp_path: Path) -> None:
     data, out = folder_of_images(tmp_path / "faces"), tmp_path / "run"
-    if equalised:
-        for path in data.rglob("*.png"):
-            Image.fromarray(cv2.equalizeHist(np.asarray(Image.open(path)))).save(path)
+    other = folder_of_images(tmp_path / "other")
+    for path in (data if equalised else other).rglob("*.png"):
+        Image.fromarray(cv2.equalizeHist(np.asarray(Image.open(path)))).save(path)
     run("train", "--recipe", "luo2023", "--model", "cnn_se", "--data", data, "--out", out, *FAST)
     if equalised is None:  # a run from before it was recorded
         results = json.loads((out / "results.json").read_text())
@@ -105,9 +105,11 @@ def test_a_run_of_ones_own(equalised: bool | None, tmp_path: Path) -> None:
     report = json.loads((tmp_path / "x.json").read_text())
     assert report["classes"] == ["angry", "happy", "sad", "surprise"]
     assert (report["weights"], report["equalise"], len(report["pictures"])) == (str(out), bool(equalised), 12)
-    told = run("evaluate", "--checkpoint", out, "--data", folder_of_images(tmp_path / "other"), "--split", "all")
+    told = run("evaluate", "--checkpoint", out, "--data", other, "--split", "all")
     warning = "the weights learnt from pictures that were histogram-equalised; of these 0% are"
     assert (warning in told) == bool(equalised)
+    assert ("that were not histogram-equalised; of these 100% are" in told) == (equalised is False)
+    assert ("makes equalised copies" in told) == bool(equalised)
 
 
 def test_many_pictures_and_odd_names(tmp_path: Path) -> None:

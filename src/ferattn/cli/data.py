@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from ferattn.cli.output import write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,15 +43,6 @@ def _console() -> Console:
     from rich.console import Console
 
     return Console(highlight=False, soft_wrap=True)
-
-
-def _write_json(path: Path | None, content: dict[str, Any]) -> None:
-    import json
-
-    from ferattn.files import write_atomically
-
-    if path is not None:
-        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _report_skipped(dataset: FaceDataset, console: Console, limit: int = 20) -> None:
@@ -90,7 +83,7 @@ def info(
     summary = summarize(data)
     if sheet is not None:
         contact_sheet(data, sheet, seed=seed)
-    _write_json(json_file, summary)
+    write_json(json_file, summary)
     counts: dict[str, dict[str, int]] = summary["counts"]
     table = Table(title=f"{summary['dataset']}: {summary['images']} images")
     table.add_column("class")
@@ -162,7 +155,7 @@ def check(
     if not 0 <= fold < len(splits):
         raise InvalidOption(f"--fold {fold}: {splits.scheme} has folds 0 to {len(splits) - 1}.")
     report = check_leaks(data, splits.folds[fold], threshold=threshold)
-    _write_json(json_file, report.to_dict())
+    write_json(json_file, report.to_dict())
     _print_report(report, console)
     _report_skipped(data, console)
     if report.leaks:

@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ferattn.cli.output import write_json
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from ferattn.predict import Pretrained
     from ferattn.training import Predictions, RunFolder
 
-__all__ = ["compare", "evaluate", "open_trained", "print_figures", "write_json"]
+__all__ = ["compare", "evaluate", "open_run", "open_trained", "print_figures"]
 
 
 def evaluate(
@@ -39,6 +41,7 @@ def evaluate(
     import torch
 
     from ferattn.data import VIEWS, equalised_share, open_dataset
+    from ferattn.data.contrast import mostly
     from ferattn.errors import InvalidOption, choose
     from ferattn.training import RunFolder, predict, store
     from ferattn.training import evaluate as figures_of
@@ -48,16 +51,10 @@ def evaluate(
     if pretrained == (checkpoint is not None):
         raise InvalidOption("give the weights to evaluate: either --pretrained or --checkpoint RUN.")
     run = None if checkpoint is None else RunFolder(checkpoint)
-    if run is None:
-        found = open_published(model)
-        network, transform, classes, temperature = found.model, found.transform, found.classes, found.temperature
-        weights, channels, size = found.name, found.channels, found.size[0]
-        equalised = found.equalised
-    else:
-        network, transform, classes = open_trained(run, model)
-        weights, equalised = str(checkpoint), run.learnt_equalised
-        temperature = run.results["temperature"] if split != run.config["data"]["select_on"] else None
-        size, channels = run.config["recipe"]["size"], run.config["recipe"]["channels"]
+    found = open_published(model) if run is None else open_run(run, model)
+    network, transform, classes, size = found.model, found.transform, found.classes, found.size[0]
+    fitted_on = None if run is None else run.config["data"]["select_on"]
+    temperature = None if split == fitted_on else found.temperature
     source = open_dataset(data, dataset)
     left_out = _unknown_classes(source, classes, skip_unknown)
     images = _part(source.with_classes(classes, allow_missing=True), split, run)
@@ -65,7 +62,7 @@ def evaluate(
     if limit is not None:
         images = images.subset(first_images(images, limit))
     name = f"{images.name} {split}"
-    stored = store(images, size, channels)
+    stored = store(images, size, found.channels)
     network.to("cuda" if torch.cuda.is_available() else "cpu")
     plain = predict(network, transform, stored, name=name, batch_size=batch_size)
     report = figures_of(plain, temperature=temperature)
@@ -73,23 +70,19 @@ def evaluate(
     if tta != "none":
         chosen = predict(network, transform, stored, name=name, kind=tta, batch_size=batch_size)
         report = figures_of(chosen) | {"without_views": report}
-    told = {"model": str(network.spec), "weights": weights, "split": split, "left_out": left_out}
+    told = {"model": str(network.spec), "weights": found.name, "split": split, "left_out": left_out}
     share = equalised_share(stored)
     report = told | {"limit": limit, "images_in_split": whole, "equalised_share": share} | report
     if predictions is not None:
         chosen.save(predictions)
     write_json(json_file, report)
     print_figures(report)
-    if equalised is not None and equalised != (share > 0.5):
+    if found.equalised is not None and found.equalised != mostly(share):
+        crop = f"ferattn crop IN OUT --detector none --margin 0 --size {size} --illumination histogram"
+        remedy = f" `{crop}` makes equalised copies." if found.equalised else ""
         Console(soft_wrap=True).print(
-            f"the weights learnt from pictures that were {'' if equalised else 'not '}histogram-equalised; of these "
-            f"{share:.0%} are."
-            + (
-                f" `ferattn crop IN OUT --detector none --margin 0 --size {size} --illumination histogram` makes "
-                "equalised copies."
-                if equalised
-                else ""
-            )
+            f"the weights learnt from pictures that were {'' if found.equalised else 'not '}histogram-equalised; of "
+            f"these {share:.0%} are.{remedy}"
         )
     if len(images) < whole:
         Console(soft_wrap=True).print(f"--limit {limit}: {len(images)} of the {whole} images, all classes in turn")
@@ -157,6 +150,24 @@ def open_published(name: str | None) -> Pretrained:
     return open_pretrained(name)
 
 
+def open_run(run: RunFolder, name: str | None) -> Pretrained:
+    """A finished run as published weights are opened."""
+    from ferattn.predict import Pretrained
+
+    network, transform, classes = open_trained(run, name)
+    recipe = run.config["recipe"]
+    return Pretrained(
+        model=network,
+        transform=transform,
+        classes=classes,
+        temperature=run.results["temperature"],
+        size=(recipe["size"], recipe["size"]),
+        channels=recipe["channels"],
+        name=str(run.path),
+        equalised=run.learnt_equalised,
+    )
+
+
 def open_trained(run: RunFolder, name: str | None) -> tuple[Any, BatchTransform, tuple[str, ...]]:
     """The network of a finished run, how it wants its images, and its classes."""
     from ferattn.cli.train import build_model
@@ -217,16 +228,6 @@ def _predictions(path: Path, part: str | None) -> Predictions:
         return Predictions.load(path)
     run = RunFolder(path)
     return run.predictions(run.config["data"]["test_on"] if part is None else part)
-
-
-def write_json(path: Path | None, content: dict[str, Any]) -> None:
-    """Write a JSON file where one was asked for."""
-    import json
-
-    from ferattn.files import write_atomically
-
-    if path is not None:
-        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def print_figures(report: dict[str, Any]) -> None:

@@ -27,7 +27,8 @@ def pool(
     ] = None,
 ) -> None:
     """Figures of all folds together, with intervals over subjects where they are known; and each fold's accuracy."""
-    from ferattn.cli.evaluate import print_figures, write_json
+    from ferattn.cli.evaluate import print_figures
+    from ferattn.cli.output import write_json
     from ferattn.errors import InvalidInput
     from ferattn.training import RunFolder, evaluate
     from ferattn.training import pool as pooled_from

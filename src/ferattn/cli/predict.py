@@ -116,24 +116,18 @@ def _open(
     from ferattn.faces import make_detector
     from ferattn.predict import EmotionRecognizer, open_pretrained
 
-    options["detector"] = make_detector(detector[0], **detector[1])
     if checkpoint is None:
         found = open_pretrained(model or "cnn_se")
-        network, transform, classes, name = found.model, found.transform, found.classes, found.name
-        size, channels, temperature = max(found.size), found.channels, found.temperature
-        equalised = found.equalised
     else:
-        from ferattn.cli.evaluate import open_trained
+        from ferattn.cli.evaluate import open_run
         from ferattn.training import RunFolder
 
-        run = RunFolder(checkpoint)
-        network, transform, classes = open_trained(run, model)
-        size, channels = run.config["recipe"]["size"], run.config["recipe"]["channels"]
-        temperature, name, equalised = run.results["temperature"], str(checkpoint), run.learnt_equalised
-    network.to("cuda" if torch.cuda.is_available() else "cpu")
-    options |= {"size": size, "channels": channels, "temperature": temperature or 1.0}
-    options["equalise"] = bool(equalised) if equalise is None else equalise
-    return EmotionRecognizer(network, transform, classes, **options), name, equalised
+        found = open_run(RunFolder(checkpoint), model)
+    found.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    if equalise is not None:
+        options["equalise"] = equalise
+    recognizer = EmotionRecognizer.of(found, detector=make_detector(detector[0], **detector[1]), **options)
+    return recognizer, found.name, found.equalised
 
 
 def _look(recognizer: EmotionRecognizer, sources: Iterable[Path], every: float) -> Iterator[_Looked]:
@@ -200,7 +194,7 @@ def _lines(one: _Looked) -> list[str]:
 
 
 def _write_json(path: Path | None, recognizer: EmotionRecognizer, name: str, looked: list[_Looked]) -> None:
-    from ferattn.cli.evaluate import write_json
+    from ferattn.cli.output import write_json
 
     report = {
         "weights": name,

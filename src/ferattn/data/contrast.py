@@ -8,7 +8,7 @@ from torch import Tensor
 from ferattn.data.cache import CachedDataset
 from ferattn.errors import InvalidInput, InvalidOption
 
-__all__ = ["equalised_share", "is_equalised"]
+__all__ = ["equalised_share", "is_equalised", "mostly"]
 
 _FAR = 0.04  # of 1; medians: 0.005 over equalised FER2013 pictures, 0.18 over pieces of photographs
 
@@ -55,3 +55,12 @@ def equalised_share(dataset: CachedDataset, limit: int = 1000) -> float:
     rows = torch.linspace(0, len(dataset) - 1, min(limit, len(dataset))).round().long()
     images = dataset.images[rows.to(dataset.images.device)].cpu()
     return sum(is_equalised(image) for image in images) / len(images)
+
+
+def mostly(share: float | None) -> bool | None:
+    """Whether such a share of equalised pictures makes weights expect them; None where the share is not known.
+
+    >>> mostly(0.95), mostly(0.1), mostly(None)
+    (True, False, None)
+    """
+    return None if share is None else share > 0.5

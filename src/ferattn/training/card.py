@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ferattn.data.contrast import mostly
 from ferattn.training.lineage import earlier_configs
 
 __all__ = ["DATA_TERMS", "make_card"]
@@ -131,7 +132,7 @@ def _use(facts: Mapping[str, Any]) -> list[str]:
 
 def _contrast(made: Mapping[str, Any]) -> list[str]:
     share = made.get("equalised_share")
-    if share is None or share <= 0.5:
+    if share is None or not mostly(share):
         return []
     return [
         f"Of the pictures that it learnt from {100 * share:.0f} % are histogram-equalised. Equalise yours with "

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ferattn.data import AUGMENTATIONS, ZCA, BatchTransform, Standardize
+from ferattn.data.contrast import mostly
 from ferattn.errors import InvalidInput, InvalidOption, WeightsMismatch
 from ferattn.files import write_atomically
 from ferattn.training.predictions import Predictions
@@ -84,8 +85,7 @@ class RunFolder:
         Raises:
             InvalidInput: If the run has not finished.
         """
-        share = self.results.get("equalised_share")
-        return None if share is None else bool(share > 0.5)
+        return mostly(self.results.get("equalised_share"))
 
     def predictions(self, part: str) -> Predictions:
         """What the model of the best epoch said about a part."""
