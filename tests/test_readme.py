@@ -123,3 +123,14 @@ def test_the_place_it_names_is_the_place() -> None:
 def test_the_guides_python_runs(page: str) -> None:
     for code in _blocks("python", (ROOT / "docs" / page).read_text()):
         exec(compile(code, page, "exec"), {})
+
+
+def test_the_page_about_files_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "export.md").read_text()
+    write = next(block for block in _blocks("sh", page)).splitlines()[0]
+    done = subprocess.run(write, shell=True, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for code in _blocks("python", page):
+        exec(compile(code, "export.md", "exec"), {})

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ferattn.predict import Pretrained
     from ferattn.training import Predictions, RunFolder
 
-__all__ = ["compare", "evaluate", "open_run", "open_trained", "print_figures"]
+__all__ = ["compare", "evaluate", "open_run", "open_trained", "open_weights", "print_figures"]
 
 
 def evaluate(
@@ -148,6 +148,14 @@ def open_published(name: str | None) -> Pretrained:
     if name is None:
         raise InvalidOption("--pretrained needs --model NAME.")
     return open_pretrained(name)
+
+
+def open_weights(model: str | None, checkpoint: Path | None) -> Pretrained:
+    """A run's weights where there is one, else published ones: cnn_se's unless another model is named."""
+    from ferattn.predict import open_pretrained
+    from ferattn.training import RunFolder
+
+    return open_pretrained(model or "cnn_se") if checkpoint is None else open_run(RunFolder(checkpoint), model)
 
 
 def open_run(run: RunFolder, name: str | None) -> Pretrained:

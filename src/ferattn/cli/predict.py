@@ -113,16 +113,11 @@ def _open(
     """What recognises, its weights' name, and whether they learnt from equalised pictures, where that is known."""
     import torch
 
+    from ferattn.cli.evaluate import open_weights
     from ferattn.faces import make_detector
-    from ferattn.predict import EmotionRecognizer, open_pretrained
+    from ferattn.predict import EmotionRecognizer
 
-    if checkpoint is None:
-        found = open_pretrained(model or "cnn_se")
-    else:
-        from ferattn.cli.evaluate import open_run
-        from ferattn.training import RunFolder
-
-        found = open_run(RunFolder(checkpoint), model)
+    found = open_weights(model, checkpoint)
     found.model.to("cuda" if torch.cuda.is_available() else "cpu")
     if equalise is not None:
         options["equalise"] = equalise

@@ -1,0 +1,288 @@
+"""A network as one file that runs without ferattn: ONNX, or a program of ``torch.export``.
+
+What is written has been run: the file's own runtime gets the same pictures as the network, in two batch sizes, and a
+file whose outputs differ is not written.
+
+>>> from ferattn import create_model
+>>> import tempfile
+>>> folder = Path(tempfile.mkdtemp())
+>>> exported = export_program(create_model("cnn_se"), folder / "cnn_se.pt2")
+>>> exported.inputs, exported.outputs
+({'images': ('batch', 1, 48, 48)}, {'logits': ('batch', 7)})
+>>> torch.export.load(exported.path).module()(torch.zeros(5, 1, 48, 48)).shape
+torch.Size([5, 7])
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata as packages
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ferattn.errors import InvalidInput, InvalidOption, MissingDependency, choose, require_whole
+from ferattn.files import write_atomically
+
+__all__ = ["FORMATS", "EmotionNetwork", "Exported", "export_onnx", "export_program"]
+
+_LEAST_OPSET = 18  # torch has no older operators, and writes newer ones where it is asked for them
+METADATA = "ferattn.json"
+"""Under which name a program of ``torch.export`` keeps what it was told of itself."""
+
+
+class EmotionNetwork(nn.Module):
+    """From 8-bit pictures to logits and calibrated probabilities, in one module.
+
+    Args:
+        model: From what the transform makes to logits.
+        transform: From 8-bit pictures to what the model sees, as the training had it.
+        temperature: By which logits are divided before the softmax.
+
+    Shape: (b, c, h, w) of uint8 to two of (b, k)
+
+    Raises:
+        InvalidOption: If the temperature is not a positive number.
+    """
+
+    def __init__(self, model: nn.Module, transform: nn.Module, *, temperature: float = 1.0) -> None:
+        super().__init__()
+        if not 0 < temperature < math.inf:
+            raise InvalidOption(f"temperature={temperature!r}: a positive number.")
+        self.model, self.transform, self.temperature = model, transform, temperature
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits, and the probabilities."""
+        images = self.transform(pictures).to(next(self.model.parameters()).dtype)
+        logits: Tensor = self.model(images)
+        return logits, (logits.float() / self.temperature).softmax(-1)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written, and how near it comes to the network.
+
+    Attributes:
+        path: The file.
+        format: ``"ONNX, opset <number>"`` or ``"torch.export"``.
+        bytes: Its size.
+        inputs: Shape of each input; ``"batch"`` where any number will do.
+        outputs: Shape of each output.
+        largest_difference: Of any output from the network's own, where both computed the same pictures.
+        largest_output: The largest output there, to compare with.
+    """
+
+    path: Path
+    format: str
+    bytes: int
+    inputs: Mapping[str, tuple[int | str, ...]]
+    outputs: Mapping[str, tuple[int | str, ...]]
+    largest_difference: float
+    largest_output: float
+
+
+def export_onnx(
+    model: nn.Module,
+    path: str | Path,
+    example: Tensor | None = None,
+    *,
+    batch_size: int | None = None,
+    opset: int | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Exported:
+    """Write a network as an ONNX file, weights included, after ONNX Runtime has computed what PyTorch does.
+
+    The network itself stays as it is; a copy is exported in evaluation mode, from the CPU.
+
+    Args:
+        model: Any network of ours, or an :class:`EmotionNetwork`.
+        path: The file; one that is there is replaced once the new one has been checked.
+        example: Images to check with, (b, c, h, w); random ones of the model's own ``input_size`` by default.
+        batch_size: How many images the file will take at a time; any number by default.
+        opset: Version of ONNX's operators, 18 or later, for a runtime that is not the newest; by default what torch
+            chooses.
+        metadata: Written into the file's properties, each value as JSON.
+
+    Raises:
+        InvalidInput: If what the file computes differs from the network, or is no number.
+        InvalidOption: If there is no example and the model does not say what images it takes, or the file cannot be
+            written, or torch does not write this opset, or the network is neither float32 nor float16.
+        MissingDependency: If onnx, onnxscript or onnxruntime is not installed.
+    """
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401  torch's exporter needs it
+    except ImportError as error:
+        raise MissingDependency(f'ONNX needs {error.name}: pip install "ferattn[export]"') from error
+    network, images = _prepare(model, example, batch_size)
+    input_name, output_names = _names(network)
+    kinds = {parameter.dtype for parameter in network.parameters()} - {torch.float32, torch.float16}
+    if kinds:
+        raise InvalidOption(f"ONNX Runtime convolves float32 and float16 on a CPU; this network has {kinds.pop()}.")
+    if opset is not None:
+        newest = onnx.defs.onnx_opset_version()
+        if require_whole(opset, "opset", least=_LEAST_OPSET) > newest:
+            raise InvalidOption(f"opset={opset}: the installed onnx knows {_LEAST_OPSET} to {newest}.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's exporter and of its own dependencies
+        program = torch.onnx.export(
+            network,
+            (images,),
+            dynamo=True,
+            verbose=False,
+            opset_version=opset,
+            input_names=[input_name],
+            output_names=output_names,
+            dynamic_shapes=_dynamic(batch_size),
+        )
+    if program is None:  # what torch's signature allows, for its older exporter
+        raise InvalidInput("torch's exporter gave no program.")
+    written = program.model.opset_imports[""]
+    if opset not in (None, written):
+        raise InvalidOption(f"opset={opset}: this torch writes {written} instead; ask for that, or for none.")
+    for key, value in (metadata or {}).items():
+        program.model.metadata_props[key] = json.dumps(value)
+    content = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+    def run(batch: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(array) for array in session.run(None, {input_name: batch.numpy()})]
+
+    return _write(Path(path), f"ONNX, opset {written}", content, network, run, images, batch_size)
+
+
+def export_program(
+    model: nn.Module,
+    path: str | Path,
+    example: Tensor | None = None,
+    *,
+    batch_size: int | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Exported:
+    """Write a network as a program of ``torch.export``: PyTorch opens it without ferattn and without timm.
+
+    ``torch.export.load(path).module()`` is a module again, which can be compiled and moved to a GPU
+    (``torch.export.passes.move_to_device_pass``). Arguments and errors as for :func:`export_onnx`; ``metadata`` is
+    found in ``extra_files`` under the name ``METADATA``.
+    """
+    network, images = _prepare(model, example, batch_size)
+    program = torch.export.export(network, (images,), dynamic_shapes=_dynamic(batch_size), strict=False)
+    stream = io.BytesIO()
+    torch.export.save(program, stream, extra_files={METADATA: json.dumps(dict(metadata or {}))})
+    content = stream.getvalue()
+    again = torch.export.load(io.BytesIO(content)).module()
+
+    def run(batch: Tensor) -> list[Tensor]:
+        return _outputs(again(batch))
+
+    return _write(Path(path), "torch.export", content, network, run, images, batch_size)
+
+
+FORMATS: dict[str, Callable[..., Exported]] = {".onnx": export_onnx, ".pt2": export_program}
+"""What writes a file, by the end of its name."""
+
+
+def writer_of(path: Path) -> Callable[..., Exported]:
+    """What writes a file of this name.
+
+    Raises:
+        UnknownChoice: If its end is none of ``FORMATS``.
+    """
+    return choose(FORMATS, path.suffix.lower(), "format")
+
+
+def provenance() -> dict[str, str]:
+    """Which packages made a file, for its metadata."""
+    return {name: packages.version(name) for name in ("ferattn", "torch", "timm")}
+
+
+def _prepare(model: nn.Module, example: Tensor | None, batch_size: int | None) -> tuple[nn.Module, Tensor]:
+    """A copy of the network to export, and images of the batch size that is exported."""
+    plain = getattr(model, "_orig_mod", model)  # of torch.compile
+    network = copy.deepcopy(plain).cpu().eval()
+    # A batch of one would be taken as fixed.
+    wanted = 2 if batch_size is None else require_whole(batch_size, "batch_size", least=1)
+    if example is None:
+        example = _random_images(network, wanted)
+    if example.ndim != 4 or not len(example):
+        raise InvalidInput(f"example of shape {tuple(example.shape)}: images (b, c, h, w) are needed.")
+    images = example.detach().cpu()
+    return network, images.repeat(-(-wanted // len(images)), 1, 1, 1)[: wanted if batch_size else None]
+
+
+def _random_images(network: nn.Module, count: int) -> Tensor:
+    about = getattr(network.model if isinstance(network, EmotionNetwork) else network, "pretrained_cfg", None) or {}
+    size = about.get("input_size")
+    if size is None:
+        raise InvalidOption(f"{type(network).__name__} does not say what images it takes: give an example of them.")
+    generator = torch.Generator().manual_seed(0)
+    if isinstance(network, EmotionNetwork):
+        return torch.randint(0, 256, (count, *size), dtype=torch.uint8, generator=generator)
+    parameter = next(network.parameters(), torch.zeros(1))
+    return torch.randn(count, *size, generator=generator).to(parameter.dtype)
+
+
+def _names(network: nn.Module) -> tuple[str, list[str]]:
+    whole = isinstance(network, EmotionNetwork)
+    return ("pictures", ["logits", "probabilities"]) if whole else ("images", ["logits"])
+
+
+def _dynamic(batch_size: int | None) -> tuple[dict[int, Any]] | None:
+    return ({0: torch.export.Dim("batch")},) if batch_size is None else None
+
+
+def _outputs(found: Any) -> list[Tensor]:
+    outputs = [found] if isinstance(found, Tensor) else list(found)
+    if not all(isinstance(output, Tensor) for output in outputs):
+        raise InvalidInput("only networks that return a tensor, or several, can be exported.")
+    return outputs
+
+
+def _write(
+    path: Path,
+    name: str,
+    content: bytes,
+    network: nn.Module,
+    run: Callable[[Tensor], Sequence[Tensor]],
+    images: Tensor,
+    batch_size: int | None,
+) -> Exported:
+    """Compare what the file computes with the network, then write it."""
+    batches = [images] if batch_size else [images, images.flip(0).repeat(2, 1, 1, 1)[: len(images) + 1]]
+    difference = largest = 0.0
+    with torch.inference_mode():
+        for batch in batches:
+            expected = _outputs(network(batch))
+            for one, other in zip(expected, run(batch), strict=True):
+                if not (one.isfinite().all() and other.isfinite().all()):
+                    raise InvalidInput(f"{path} was not written: not all outputs are finite numbers.")
+                difference = max(difference, float((one.double() - other.double()).abs().max()))
+                largest = max(largest, float(one.double().abs().max()))
+    # Half of the digits: sums in another order cost the last few of them, another formula costs them all.
+    allowed = math.sqrt(torch.finfo(expected[0].dtype).eps) * largest
+    if not difference <= allowed:
+        raise InvalidInput(
+            f"{path} was not written: its outputs differ from the network's by up to {difference:.3g}, and the "
+            f"largest of them is {largest:.3g}."
+        )
+    write_atomically(path, content)
+    batch_axis: int | str = "batch" if batch_size is None else batch_size
+    input_name, output_names = _names(network)
+    return Exported(
+        path=path,
+        format=name,
+        bytes=len(content),
+        inputs={input_name: (batch_axis, *images.shape[1:])},
+        outputs={key: (batch_axis, *one.shape[1:]) for key, one in zip(output_names, expected, strict=True)},
+        largest_difference=difference,
+        largest_output=largest,
+    )
