@@ -119,7 +119,7 @@ def test_the_place_it_names_is_the_place() -> None:
     assert "def adaptive_kernel_size" in (ROOT / "src" / "ferattn" / "attention" / "eca.py").read_text()
 
 
-@pytest.mark.parametrize("page", ["models.md", "placements.md", "index.md"])
+@pytest.mark.parametrize("page", ["models.md", "placements.md", "index.md", "explain.md"])
 def test_the_guides_python_runs(page: str) -> None:
     for code in _blocks("python", (ROOT / "docs" / page).read_text()):
         exec(compile(code, page, "exec"), {})

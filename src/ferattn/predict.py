@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from ferattn.data import AUGMENTATIONS, VIEWS, BatchTransform, Standardize, is_equalised, views
 from ferattn.data.contrast import mostly
@@ -31,7 +31,15 @@ from ferattn.faces.yunet import import_cv2
 from ferattn.factory import create_model
 from ferattn.shipped import read_config
 
-__all__ = ["EmotionRecognizer", "Frame", "Pretrained", "RecognizedFace", "equalise_once", "open_pretrained"]
+__all__ = [
+    "EmotionRecognizer",
+    "Frame",
+    "Pretrained",
+    "RecognizedFace",
+    "equalise_once",
+    "open_pretrained",
+    "stack_crops",
+]
 
 
 @dataclass(frozen=True)
@@ -137,6 +145,15 @@ def equalise_once(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     Shape: (h, w) -> (h, w), uint8.
     """
     return image if is_equalised(torch.from_numpy(image)[None]) else histogram_equalise(image)
+
+
+def stack_crops(crops: Sequence[NDArray[np.uint8]]) -> Tensor:
+    """Crops of one size as images for a transform.
+
+    Shape: (h, w) or (h, w, 3) each -> (n, 1, h, w) or (n, 3, h, w), uint8
+    """
+    images = torch.from_numpy(np.stack(crops))
+    return images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
 
 
 class EmotionRecognizer:
@@ -254,18 +271,32 @@ class EmotionRecognizer:
         crops: list[NDArray[np.uint8]] = []
         for picture in pictures:
             try:
-                image = read_picture(picture, channels=channels)
-                faces = sorted(self.detector(image), key=lambda face: face.area, reverse=True)
-                new = [self._crop(image, face) for face in faces]
+                found = self.crops(picture, channels=channels)
             except Exception:
                 yield from self._finish(waiting, crops)
                 raise
-            waiting.append(faces)
-            crops += new
+            waiting.append([face for face, _ in found])
+            crops += [cut for _, cut in found]
             if max(len(crops), len(waiting)) >= self.batch_size:
                 yield from self._finish(waiting, crops)
                 waiting, crops = [], []
         yield from self._finish(waiting, crops)
+
+    def crops(self, picture: Picture, *, channels: Channels | None = None) -> list[tuple[Face, NDArray[np.uint8]]]:
+        """The faces in a picture, the largest first, each as the network is given it.
+
+        Args:
+            picture: As when calling.
+            channels: ``"rgb"`` or ``"bgr"`` for a colour array.
+
+        Shape: each crop (size, size), or (size, size, 3) in colour
+
+        Raises:
+            InvalidInput: If the picture cannot be read.
+        """
+        image = read_picture(picture, channels=channels)
+        faces = sorted(self.detector(image), key=lambda face: face.area, reverse=True)
+        return [(face, self._crop(image, face)) for face in faces]
 
     def video(self, path: str | Path, *, every: float = 0.0) -> Iterator[Frame]:
         """The faces of a video, frame by frame; each frame for itself, nothing is smoothed.
@@ -312,9 +343,8 @@ class EmotionRecognizer:
         device = torch.device("cpu") if parameter is None else parameter.device
         self.model.eval()
         self.transform.eval().to(device)
-        images = torch.from_numpy(np.stack(crops)).reshape(len(crops), self.size, self.size, -1).permute(0, 3, 1, 2)
         with torch.inference_mode():
-            stack = views(images.to(device), self.views)
+            stack = views(stack_crops(crops).to(device), self.views)
             logits = self.model(self.transform(stack.flatten(0, 1))).double().unflatten(0, stack.shape[:2])
             if logits.shape[2:] != (len(self.classes),):
                 raise InvalidInput(f"the model has {logits.shape[-1]} outputs for {len(self.classes)} classes.")

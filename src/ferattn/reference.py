@@ -17,7 +17,31 @@ from torch import Tensor
 from ferattn.errors import InvalidInput
 from ferattn.pools import amax, mean
 
-__all__ = ["cbam", "channel_attention", "channel_gate", "eca", "se", "spatial_attention", "spatial_gate"]
+__all__ = [
+    "cbam",
+    "channel_attention",
+    "channel_gate",
+    "eca",
+    "eca_attention",
+    "se",
+    "se_attention",
+    "spatial_attention",
+    "spatial_gate",
+]
+
+
+def se_attention(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) -> Tensor:
+    """The gate of :func:`se`: s = sigmoid(W2 relu(W1 z + b1) + b2), z the mean of x over h, w.
+
+    Args: As for :func:`se`.
+
+    Shape: (b, c, h, w) to (b, c).
+
+    Source: Hu et al. 2018, arXiv 1709.01507, eq. 2-3.
+    """
+    _require_map(x, w1.shape[1], "SE")
+    z = mean(x, (2, 3))
+    return torch.sigmoid(F.linear(F.relu(F.linear(z, w1, b1)), w2, b2))
 
 
 def se(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) -> Tensor:
@@ -37,10 +61,26 @@ def se(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) 
 
     Source: Hu et al. 2018, arXiv 1709.01507, eq. 2-4; Miskow & Altahhan 2022, arXiv 2410.17740, eq. 1-2.
     """
-    _require_map(x, w1.shape[1], "SE")
-    z = mean(x, (2, 3))
-    s = torch.sigmoid(F.linear(F.relu(F.linear(z, w1, b1)), w2, b2))
-    return x * s.to(x.dtype)[:, :, None, None]
+    return x * se_attention(x, w1, b1, w2, b2).to(x.dtype)[:, :, None, None]
+
+
+def eca_attention(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, channels: int, circular: bool = False
+) -> Tensor:
+    """The gate of :func:`eca`: the sigmoid of the filtered channel means.
+
+    Args: As for :func:`eca`.
+
+    Shape: (b, c, h, w) to (b, c).
+
+    Source: Wang et al. 2020, arXiv 1910.03151, eq. 5-6.
+    """
+    _require_map(x, channels, "ECA")
+    padding = weight.shape[-1] // 2
+    z = mean(x, (2, 3))[:, None, :]
+    if circular:
+        z, padding = F.pad(z, (padding, padding), mode="circular"), 0
+    return torch.sigmoid(F.conv1d(z, weight, bias, padding=padding))[:, 0, :]
 
 
 def eca(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, channels: int, circular: bool = False) -> Tensor:
@@ -60,12 +100,7 @@ def eca(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, channels: int,
 
     Source: Wang et al. 2020, arXiv 1910.03151, eq. 5-6; Miskow & Altahhan 2022, arXiv 2410.17740, eq. 3.
     """
-    _require_map(x, channels, "ECA")
-    padding = weight.shape[-1] // 2
-    z = mean(x, (2, 3))[:, None, :]
-    if circular:
-        z, padding = F.pad(z, (padding, padding), mode="circular"), 0
-    s = torch.sigmoid(F.conv1d(z, weight, bias, padding=padding))[:, 0, :]
+    s = eca_attention(x, weight, bias, channels=channels, circular=circular)
     return x * s.to(x.dtype)[:, :, None, None]
 
 

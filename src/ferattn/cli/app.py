@@ -16,6 +16,7 @@ from ferattn.cli.bench import bench
 from ferattn.cli.crop import crop
 from ferattn.cli.data import data_app
 from ferattn.cli.evaluate import compare, evaluate
+from ferattn.cli.explain import explain
 from ferattn.cli.export import export
 from ferattn.cli.models import models, show
 from ferattn.cli.pool import pool
@@ -65,6 +66,7 @@ app.command()(train)
 app.command()(recipes)
 app.command()(evaluate)
 app.command()(predict)
+app.command()(explain)
 app.command()(export)
 app.command()(compare)
 app.command()(pool)

@@ -15,7 +15,7 @@ from ferattn.cli.output import require_writable
 if TYPE_CHECKING:
     from ferattn.predict import EmotionRecognizer, RecognizedFace
 
-__all__ = ["predict"]
+__all__ = ["open_recognizer", "predict"]
 
 VIDEOS = frozenset({
     ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts",
@@ -74,7 +74,7 @@ def predict(
     options = {name: value for name, value in (("weights", weights), ("min_score", min_score)) if value is not None}
     if options and detector == "auto":
         raise InvalidOption("--weights and --min-score are for one detector: name it, such as --detector yunet.")
-    recognizer, name, equalised = _open(
+    recognizer, name, equalised = open_recognizer(
         model, checkpoint, equalise, detector=(detector, options), margin=margin, align=align, views=tta
     )
     console = Console(soft_wrap=True, highlight=False)
@@ -102,7 +102,7 @@ def predict(
         raise typer.Exit(1)
 
 
-def _open(
+def open_recognizer(
     model: str | None,
     checkpoint: Path | None,
     equalise: bool | None,

@@ -1,0 +1,233 @@
+"""What a network looks at: the gates of its attention blocks, and class activation maps.
+
+>>> from ferattn import create_model
+>>> model, images = create_model("resnet18_cbam", stem="small"), torch.randn(2, 1, 48, 48)
+>>> gates = attention_gates(model, images)
+>>> gates["layer1.0.se"].channel.shape, gates["layer1.0.se"].spatial.shape
+(torch.Size([2, 64]), torch.Size([2, 48, 48]))
+>>> class_activation_maps(model, images).shape
+torch.Size([2, 48, 48])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ferattn import reference
+from ferattn.attention import CBAM, ECA, SE, ChannelGate, SpatialGate
+from ferattn.errors import InvalidInput, InvalidOption, NoSite, UnknownChoice, choose, closest
+
+__all__ = ["METHODS", "Gates", "attention_gates", "class_activation_maps"]
+
+
+@dataclass(frozen=True, eq=False)
+class Gates:
+    """By what an attention block multiplied its map, numbers from 0 to 1.
+
+    Attributes:
+        channel: One for each channel, (b, c); None for a block that has no channel gate.
+        spatial: One for each place, (b, h, w); None for a block that has no spatial gate.
+    """
+
+    channel: Tensor | None
+    spatial: Tensor | None
+
+
+def attention_gates(model: nn.Module, images: Tensor) -> dict[str, Gates]:
+    """The gates of every attention block of ours, as the model computes them for these images.
+
+    The model runs in evaluation mode, and is left in the mode it was in.
+
+    Args:
+        model: Any network with SE, ECA or CBAM blocks in it.
+        images: What it takes, (b, c, h, w).
+
+    Returns:
+        By the block's path in the model, in the order in which the blocks are reached.
+
+    Raises:
+        NoSite: If the model has no such block.
+
+    Source: Hu et al. 2018, eq. 3; Wang et al. 2020, eq. 5; Woo et al. 2018, eq. 2-3.
+    """
+    found: dict[str, Gates] = {}
+    inside: set[nn.Module] = set()
+    handles = []
+    for path, block in model.named_modules():
+        if type(block) in _GATES and block not in inside:
+            inside |= set(block.modules())
+
+            def keep(module: nn.Module, inputs: tuple[Tensor], path: str = path) -> None:
+                found[path] = _GATES[type(module)](module, inputs[0])
+
+            handles.append((block, keep))
+    if not handles:
+        raise NoSite(f"{type(model).__name__} has no SE, ECA or CBAM block whose gates could be shown.")
+    hooks = [block.register_forward_pre_hook(keep) for block, keep in handles]
+    try:
+        with _evaluating(model), torch.no_grad():
+            model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def class_activation_maps(
+    model: nn.Module,
+    images: Tensor,
+    classes: Sequence[int] | Tensor | None = None,
+    *,
+    method: str = "hires-cam",
+    layer: str | None = None,
+) -> Tensor:
+    """Which places of an image speak for a class.
+
+    With A the layer's map of c channels and g the gradient of the class's logit in it, ``"grad-cam"`` is
+    relu(sum over c of (mean of g over h, w) * A), and ``"hires-cam"`` is relu(sum over c of g * A). Behind a global
+    average pool the two are the same; behind a fully connected layer that sees each place by itself, as in ``cnn``
+    and VGG, only the second takes the places apart. The model runs in evaluation mode, and is left in the mode it was
+    in; no parameter gets a gradient.
+
+    Args:
+        model: A classifier, from (b, c, h, w) to (b, k).
+        images: What it takes.
+        classes: For which output the places of each image speak, (b,); the most probable one by default.
+        method: An entry of ``METHODS``.
+        layer: The path of the module whose output is looked at; by default the last feature map, which is 2x2 for a
+            48-pixel face in a ResNet with timm's own stem: give an earlier one there, such as ``"layer2"``.
+
+    Returns:
+        (b, h, w) with the images' h and w, enlarged bilinearly; 0 and more, in units of the logit.
+
+    Raises:
+        InvalidInput: If the model does not return logits, or the layer no map.
+        InvalidOption: If ``classes`` are not one output for each image.
+        UnknownChoice: If there is no such method or layer.
+
+    Source: Selvaraju et al. 2017, arXiv 1610.02391, eq. 1-2; Draelos & Carin 2020, arXiv 2011.08891.
+    """
+    weigh = choose(METHODS, method, "method")
+    with _evaluating(model), torch.enable_grad():
+        if layer is None:
+            features, logits = _last_map(model, images)
+        else:
+            features, logits = _map_of(model, images, layer)
+        if logits.ndim != 2 or len(logits) != len(images):
+            raise InvalidInput(f"a classifier's logits (b, k) are needed; the model gives {tuple(logits.shape)}.")
+        rows = _rows(classes, logits)
+        (slopes,) = torch.autograd.grad(logits.gather(1, rows).sum(), features)
+    maps = F.relu(weigh(features.detach(), slopes).sum(1, keepdim=True))
+    return F.interpolate(maps, images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+
+
+METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "grad-cam": lambda features, slopes: slopes.mean((2, 3), keepdim=True) * features,
+    "hires-cam": lambda features, slopes: slopes * features,
+}
+"""From a map and the logit's gradient in it to what is summed over channels."""
+
+
+def _of_excitation(block: Any, x: Tensor) -> Gates:
+    return Gates(reference.se_attention(x, *block.layers), None)
+
+
+def _of_eca(block: Any, x: Tensor) -> Gates:
+    conv = block.conv
+    gate = reference.eca_attention(x, conv.weight, conv.bias, channels=block.channels, circular=block.circular)
+    return Gates(gate, None)
+
+
+def _of_channel_gate(block: Any, x: Tensor) -> Gates:
+    return Gates(reference.channel_attention(x, *block.layers), None)
+
+
+def _of_spatial_gate(block: Any, x: Tensor) -> Gates:
+    gate = reference.spatial_attention(x, block.conv.weight, block.conv.bias, norm=block.norm)
+    return Gates(None, gate[:, 0])
+
+
+def _of_cbam(block: Any, x: Tensor) -> Gates:
+    channel = _of_channel_gate(block.channel, x).channel
+    seen = block.channel(x) if block.refined else x
+    return Gates(channel, _of_spatial_gate(block.spatial, seen).spatial)
+
+
+_GATES: dict[type[nn.Module], Callable[[Any, Tensor], Gates]] = {
+    SE: _of_excitation,
+    ECA: _of_eca,
+    ChannelGate: _of_channel_gate,
+    SpatialGate: _of_spatial_gate,
+    CBAM: _of_cbam,
+}
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; afterwards every module in the mode it was in."""
+    learning = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in learning:
+            module.training = True
+
+
+def _last_map(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    if not hasattr(model, "forward_features"):
+        raise InvalidInput(f"{type(model).__name__} has no forward_features: name the layer to look at.")
+    with torch.no_grad():
+        features = model.forward_features(images)
+    _require_map(features, "forward_features")
+    features.requires_grad_()
+    return features, model.forward_head(features)
+
+
+def _map_of(model: nn.Module, images: Tensor, layer: str) -> tuple[Tensor, Tensor]:
+    modules = dict(model.named_modules())
+    if layer not in modules or not layer:
+        match = closest(layer, modules)
+        hint = f"; did you mean {match!r}?" if match else "."
+        raise UnknownChoice(f"unknown layer {layer!r}{hint} model.named_modules() has them all.")
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> Tensor:
+        _require_map(output, layer)
+        seen[:] = [output.detach().requires_grad_()]
+        return seen[0].clone()  # what comes next may write into it
+
+    hook = modules[layer].register_forward_hook(keep)
+    try:
+        logits = model(images)
+    finally:
+        hook.remove()
+    if not seen:
+        raise UnknownChoice(f"layer {layer!r} is not reached when the model runs.")
+    return seen[0], logits
+
+
+def _require_map(output: Any, layer: str) -> None:
+    if not isinstance(output, Tensor) or output.ndim != 4:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise InvalidInput(f"{layer} gives no feature map (b, c, h, w) but {shape}.")
+
+
+def _rows(classes: Sequence[int] | Tensor | None, logits: Tensor) -> Tensor:
+    """Which output counts for each image, (b, 1)."""
+    if classes is None:
+        return logits.argmax(1, keepdim=True)
+    rows = torch.as_tensor(classes, device=logits.device)
+    whole = not (rows.is_floating_point() or rows.dtype == torch.bool)
+    if rows.shape != logits.shape[:1] or not whole or not ((rows >= 0) & (rows < logits.shape[1])).all():
+        raise InvalidOption(
+            f"classes={classes!r}: one of the outputs 0 to {logits.shape[1] - 1} for each of {len(logits)} images."
+        )
+    return rows.long()[:, None]

@@ -1,0 +1,213 @@
+"""Gates and class activation maps, held against what the blocks do and against another library's maps."""
+
+from __future__ import annotations
+
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ferattn import CBAM, SE, ChannelGate, SpatialGate, attach, create_model
+from ferattn.errors import InvalidInput, InvalidOption, NoSite, UnknownChoice
+from ferattn.explain import METHODS, attention_gates, class_activation_maps
+
+
+def images(count: int = 2, channels: int = 1) -> Tensor:
+    return torch.randn(count, channels, 48, 48, generator=torch.Generator().manual_seed(1))
+
+
+def with_block(block: Any) -> Any:
+    model: Any = create_model("resnet18", stem="small")
+    attach(model, block, "stage")
+    return model
+
+
+def cbam(**options: Any) -> Any:
+    return create_model("resnet18_cbam", stem="small", attention_options=options)
+
+
+def inputs_and_outputs(model: nn.Module, paths: list[str], x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    seen = {}
+    hooks = []
+    for path in paths:
+
+        def keep(_: nn.Module, inputs: Any, output: Tensor, path: str = path) -> None:
+            seen[path] = (inputs[0], output.clone())  # timm adds the shortcut in place
+
+        hooks.append(model.get_submodule(path).register_forward_hook(keep))
+    with torch.no_grad():
+        model.eval()(x)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("make", "count", "kinds"),
+    [
+        (lambda: create_model("cnn_se"), 3, (True, False)),
+        (lambda: create_model("resnetv2_18_eca_elu", stem="small"), 8, (True, False)),
+        (lambda: create_model("resnet18_cbam", stem="small", fused=True), 8, (True, True)),
+        (lambda: cbam(spatial="bias", refined=False), 8, (True, True)),
+        (lambda: cbam(spatial="norm"), 8, (True, True)),
+        (lambda: with_block(ChannelGate), 4, (True, False)),
+        (lambda: with_block(lambda channels: SpatialGate()), 4, (False, True)),
+        (lambda: with_block(partial(SE, reduction=4)), 4, (True, False)),
+    ],
+)  # fmt: skip
+def test_a_map_times_its_gates_is_what_the_block_gives(make: Any, count: int, kinds: tuple[bool, bool]) -> None:
+    torch.manual_seed(0)
+    model, x = make(), images()
+    for module in model.modules():  # gates that differ from each other
+        if isinstance(module, nn.Linear | nn.Conv1d) and module.bias is not None:
+            nn.init.normal_(module.bias)
+    gates = attention_gates(model, x)
+    assert len(gates) == count
+    for path, (before, after) in inputs_and_outputs(model, list(gates), x).items():
+        gate = gates[path]
+        assert (gate.channel is not None, gate.spatial is not None) == kinds
+        expected = before
+        if gate.channel is not None:
+            assert gate.channel.shape == before.shape[:2]
+            expected = expected * gate.channel[:, :, None, None]
+        if gate.spatial is not None:
+            assert gate.spatial.shape == (len(x), *before.shape[2:])
+            expected = expected * gate.spatial[:, None]
+        torch.testing.assert_close(after, expected)
+        parts = [part for part in (gate.channel, gate.spatial) if part is not None]
+        assert all(part.min() >= 0 and part.max() <= 1 for part in parts)
+
+
+@pytest.mark.parametrize(
+    "look", [attention_gates, class_activation_maps, partial(class_activation_maps, layer="layer2")]
+)
+def test_looking_leaves_no_trace(look: Any) -> None:
+    model: Any = create_model("resnet18_cbam", stem="small").train()
+    model.layer1.eval()
+    model.requires_grad_(False)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    modes = {path: module.training for path, module in model.named_modules()}
+    look(model, images())
+    assert {path: module.training for path, module in model.named_modules()} == modes
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_looking_within_no_grad_and_at_a_model_that_fails() -> None:
+    model: Any = create_model("cnn_se").train()
+    with torch.no_grad():
+        assert class_activation_maps(model, images()).shape == (2, 48, 48)
+    with pytest.raises(RuntimeError):
+        attention_gates(model, images(channels=3))
+    assert model.training
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "options"),
+    [
+        ("cnn_se", "features.14", {}),
+        ("resnet18_cbam", "layer2.0.bn1", {"stem": "small", "zero_init_last": False}),
+    ],
+)
+def test_grad_cam_is_captums(name: str, layer: str, options: dict[str, Any]) -> None:
+    """The last pool of ``cnn``, and a norm that an activation in place comes after."""
+    captum = pytest.importorskip("captum.attr")
+    torch.manual_seed(0)
+    model: Any = create_model(name, **options).double().eval()
+    x, classes = images(3).double(), [4, 0, 6]
+    ours = class_activation_maps(model, x, classes, method="grad-cam", layer=layer)
+    oracle = captum.LayerGradCam(model, model.get_submodule(layer))
+    theirs = oracle.attribute(x, target=classes, relu_attributions=True)
+    theirs = captum.LayerAttribution.interpolate(theirs, (48, 48), "bilinear")[:, 0]
+    assert ours.max() > 0
+    torch.testing.assert_close(ours, theirs.detach())
+
+
+def test_the_last_map_is_the_one_that_the_head_reads() -> None:
+    model: Any = create_model("cnn_se").double()
+    x = images().double()
+    last = class_activation_maps(model, x, method="hires-cam")
+    torch.testing.assert_close(last, class_activation_maps(model, x, method="hires-cam", layer="features"))
+    other = class_activation_maps(model, x, method="hires-cam", layer="features.3")
+    assert not torch.allclose(last, other)
+
+
+class Flat(nn.Module):
+    """A map, and a linear classifier that sees each of its places by itself."""
+
+    def __init__(self, pooled: bool) -> None:
+        super().__init__()
+        self.map = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1, stride=2), nn.ReLU(inplace=True))
+        self.pool = nn.AdaptiveAvgPool2d(1 if pooled else 24)
+        self.fc = nn.Linear(4 * (1 if pooled else 24 * 24), 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.pool(self.map(x)).flatten(1))  # type: ignore[no-any-return]
+
+
+def test_hires_cam_adds_up_to_the_logit_behind_one_linear_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before negative places are cut off: Draelos & Carin 2020's completeness, and Grad-CAM has none."""
+    import ferattn.explain
+
+    nothing = SimpleNamespace(relu=lambda x: x, interpolate=lambda x, *_, **__: x)
+    monkeypatch.setattr(ferattn.explain, "F", nothing)
+    torch.manual_seed(0)
+    model, x = Flat(pooled=False).double(), images(3).double()
+    sums = class_activation_maps(model, x, [0, 1, 2], method="hires-cam", layer="map").sum((1, 2))
+    with torch.no_grad():
+        logits = (model(x) - model.fc.bias).diagonal()
+    torch.testing.assert_close(sums, logits)
+    others = class_activation_maps(model, x, [0, 1, 2], method="grad-cam", layer="map").sum((1, 2))
+    assert not torch.allclose(others, logits, rtol=1e-2)
+
+
+def test_behind_an_average_both_methods_are_one() -> None:
+    torch.manual_seed(0)
+    model, x = Flat(pooled=True).double(), images(3).double()
+    one, other = (class_activation_maps(model, x, layer="map", method=method) for method in METHODS)
+    assert one.max() > 0
+    torch.testing.assert_close(one, other)
+    own = class_activation_maps(model, x, model(x).argmax(1), layer="map")
+    torch.testing.assert_close(class_activation_maps(model, x, layer="map"), own)
+    other_class = class_activation_maps(model, x, (model(x).argmax(1) + 1) % 3, layer="map")
+    assert not torch.allclose(own, other_class)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "error", "match"),
+    [
+        ("cnn_se", {"method": "gradcam"}, UnknownChoice, "did you mean 'grad-cam'"),
+        ("cnn_se", {"layer": "feature.3"}, UnknownChoice, "did you mean 'features.3'"),
+        ("cnn_se", {"layer": ""}, UnknownChoice, "unknown layer"),
+        ("cnn_se", {"layer": "head.fc"}, InvalidInput, r"head.fc gives no feature map \(b, c, h, w\) but \(2, 7\)"),
+        ("cnn_se", {"classes": [0]}, InvalidOption, "one of the outputs 0 to 6 for each of 2 images"),
+        ("cnn_se", {"classes": [0, 7]}, InvalidOption, "0 to 6"),
+        ("cnn_se", {"classes": [0.0, 1.0]}, InvalidOption, "0 to 6"),
+        (nn.Conv2d(1, 3, 3), {}, InvalidInput, "has no forward_features"),
+        (nn.Sequential(nn.Conv2d(1, 3, 3)), {"layer": "0"}, InvalidInput, r"logits \(b, k\)"),
+    ],
+)
+def test_mistakes_are_told(model: Any, options: dict[str, Any], error: Any, match: str) -> None:
+    network = create_model(model) if isinstance(model, str) else model
+    with pytest.raises(error, match=match):
+        class_activation_maps(network, images(), **options)
+
+
+def test_no_gates_and_layers_never_reached() -> None:
+    with pytest.raises(NoSite, match="no SE, ECA or CBAM block"):
+        attention_gates(create_model("cnn"), images())
+    model = Flat(pooled=True)
+    model.spare = nn.Conv2d(1, 1, 1)
+    with pytest.raises(UnknownChoice, match="'spare' is not reached"):
+        class_activation_maps(model, images(), layer="spare")
+
+
+def test_a_block_inside_another_is_not_counted_twice() -> None:
+    model: Any = create_model("resnet18_cbam", stem="small")
+    paths = list(attention_gates(model, images()))
+    assert all(type(model.get_submodule(path)) is CBAM for path in paths)
