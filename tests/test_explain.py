@@ -86,21 +86,29 @@ def test_a_map_times_its_gates_is_what_the_block_gives(make: Any, count: int, ki
 )
 def test_looking_leaves_no_trace(look: Any) -> None:
     model: Any = create_model("resnet18_cbam", stem="small").train()
-    model.layer1.eval()
-    model.requires_grad_(False)
+    model.layer1.eval().requires_grad_(False)
+    model.fc.weight.grad = torch.ones_like(model.fc.weight)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     modes = {path: module.training for path, module in model.named_modules()}
+    learning = [parameter.requires_grad for parameter in model.parameters()]
     look(model, images())
     assert {path: module.training for path, module in model.named_modules()} == modes
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert all(parameter.grad is None for parameter in model.parameters())
+    assert [parameter.requires_grad for parameter in model.parameters()] == learning
+    assert model.fc.weight.grad.eq(1).all()
+    assert [key for key, parameter in model.named_parameters() if parameter.grad is not None] == ["fc.weight"]
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def test_looking_within_no_grad_and_at_a_model_that_fails() -> None:
     model: Any = create_model("cnn_se").train()
+    expected = class_activation_maps(model, images())
+    assert expected.max() > 0
     with torch.no_grad():
-        assert class_activation_maps(model, images()).shape == (2, 48, 48)
+        assert torch.equal(class_activation_maps(model, images()), expected)
+    with torch.inference_mode():
+        for layer in (None, "features"):
+            torch.testing.assert_close(class_activation_maps(model, images(), layer=layer), expected)
     with pytest.raises(RuntimeError):
         attention_gates(model, images(channels=3))
     assert model.training
@@ -188,6 +196,7 @@ def test_behind_an_average_both_methods_are_one() -> None:
         ("cnn_se", {"classes": [0]}, InvalidOption, "one of the outputs 0 to 6 for each of 2 images"),
         ("cnn_se", {"classes": [0, 7]}, InvalidOption, "0 to 6"),
         ("cnn_se", {"classes": [0.0, 1.0]}, InvalidOption, "0 to 6"),
+        ("cnn_se", {"classes": ["happy", "sad"]}, InvalidOption, "0 to 6"),
         (nn.Conv2d(1, 3, 3), {}, InvalidInput, "has no forward_features"),
         (nn.Sequential(nn.Conv2d(1, 3, 3)), {"layer": "0"}, InvalidInput, r"logits \(b, k\)"),
     ],
@@ -203,8 +212,67 @@ def test_no_gates_and_layers_never_reached() -> None:
         attention_gates(create_model("cnn"), images())
     model = Flat(pooled=True)
     model.spare = nn.Conv2d(1, 1, 1)
-    with pytest.raises(UnknownChoice, match="'spare' is not reached"):
+    with pytest.raises(UnknownChoice, match="'spare' is not called"):
         class_activation_maps(model, images(), layer="spare")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("compiled", ["as a function", "in place"])
+def test_a_compiled_model_that_has_run_is_seen_into(compiled: str) -> None:
+    plain: Any = create_model("cnn_se").eval()
+    model: Any = plain
+    gates, maps = attention_gates(plain, images()), class_activation_maps(plain, images(), layer="features.4")
+    if compiled == "in place":
+        plain.compile(backend="eager")
+    else:
+        model = torch.compile(plain, backend="eager")
+    for _ in range(2):
+        with torch.no_grad():
+            model(images())
+        found = attention_gates(model, images())
+        assert found.keys() == gates.keys() != set()
+        torch.testing.assert_close([one.channel for one in found.values()], [one.channel for one in gates.values()])
+        torch.testing.assert_close(class_activation_maps(model, images(), layer="features.4"), maps)
+
+
+def test_copies_for_several_gpus_are_looked_at_as_one() -> None:
+    model: Any = create_model("cnn_se")
+    wrapped = nn.DataParallel(model)
+    assert attention_gates(wrapped, images()).keys() == attention_gates(model, images()).keys()
+    assert torch.equal(class_activation_maps(wrapped, images()), class_activation_maps(model, images()))
+
+
+class ChannelsLast(nn.Module):
+    """As timm's models whose maps are (b, h, w, c)."""
+
+    num_features = 4
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return x[:, 0, :6, :6, None].expand(-1, -1, -1, 4).clone()
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        return x.mean((1, 2))
+
+
+class Aside(Flat):
+    """Looks at something that does not count."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.pool(self.map(x))
+        return self.fc(torch.zeros(len(x), 4)) + x.mean()
+
+
+def test_what_is_no_classifier_of_maps_is_refused() -> None:
+    features: Any = create_model("resnet18_cbam", num_classes=0)
+    with pytest.raises(InvalidInput, match="has no classifier"):
+        class_activation_maps(features, images(), [500, 3])
+    several: Any = create_model("resnet18_cbam", features_only=True)
+    with pytest.raises(InvalidInput, match="the model gives a list"):
+        class_activation_maps(several, images(), layer="layer1")
+    with pytest.raises(InvalidInput, match=r"\(2, 6, 6, 4\): no \(b, 4, h, w\)"):
+        class_activation_maps(ChannelsLast(), images())
+    with pytest.raises(InvalidInput, match="do not come from what map gives"):
+        class_activation_maps(Aside(pooled=True), images(), layer="map")
 
 
 def test_a_block_inside_another_is_not_counted_twice() -> None:

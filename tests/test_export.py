@@ -118,6 +118,36 @@ def test_half_precision_halves_the_file(tmp_path: Path) -> None:
     assert halved.outputs == whole.outputs
 
 
+def test_several_maps_and_features_without_a_classifier(tmp_path: Path) -> None:
+    told = export_program(create_model("cnn_se", features_only=True), tmp_path / "maps.pt2")
+    assert told.outputs == {
+        "output_0": ("batch", 64, 48, 48),
+        "output_1": ("batch", 128, 24, 24),
+        "output_2": ("batch", 256, 12, 12),
+        "output_3": ("batch", 256, 6, 6),
+    }
+    told = export_program(nn.DataParallel(create_model("cnn", num_classes=0)), tmp_path / "features.pt2")
+    assert told.outputs == {"features": ("batch", 128)}
+
+
+def test_a_compiled_model_is_exported_as_what_it_was_made_from(tmp_path: Path) -> None:
+    plain: Any = create_model("cnn")
+    told = export_program(torch.compile(plain, backend="eager"), tmp_path / "net.pt2")
+    x = torch.randn(3, 1, 48, 48)
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.export.load(told.path).module()(x), plain.eval()(x))
+
+
+def test_an_opset_that_the_runtime_does_not_run_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("too new")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    with pytest.raises(InvalidOption, match=r"opset 19: ONNX Runtime .* does not run it \(too new\)"):
+        export_onnx(create_model("cnn"), tmp_path / "net.onnx", opset=19)
+    assert not list(tmp_path.iterdir())
+
+
 class Strange(nn.Module):
     """Computes something else at every call."""
 
@@ -151,7 +181,15 @@ def test_a_file_that_is_wrong_replaces_nothing(model: nn.Module, match: str, tmp
         (nn.Conv2d(1, 1, 3), {"example": torch.zeros(1, 1, 9, 9), "batch_size": 0}, InvalidOption, "batch_size"),
         (nn.Conv2d(1, 1, 3), {"example": torch.zeros(1, 1, 9, 9), "opset": 17}, InvalidOption, "at least 18"),
         (nn.Conv2d(1, 1, 3), {"example": torch.zeros(1, 1, 9, 9), "opset": 999}, InvalidOption, "knows 18 to"),
-        (nn.Conv2d(1, 1, 3).double(), {"example": torch.zeros(1, 1, 9, 9)}, InvalidOption, "float64"),
+        (nn.Conv2d(1, 1, 3), {"example": torch.zeros(1, 3, 9, 9)}, InvalidInput, r"float32 of shape \(2, 3, 9, 9\)"),
+        (
+            nn.Conv2d(1, 1, 3),
+            {"example": torch.zeros(1, 1, 9, 9).byte()},
+            InvalidInput,
+            "take images that are torch.uint8",
+        ),
+        (nn.Conv2d(1, 1, 3), {"example": torch.zeros(1, 1, 9, 9), "metadata": {"x": int}}, InvalidOption, "JSON"),
+        (nn.Conv2d(1, 1, 3).double(), {"example": torch.zeros(1, 1, 9, 9).double()}, InvalidOption, "float64"),
     ],
 )
 def test_mistakes_are_told(model: nn.Module, options: dict[str, Any], error: Any, match: str, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ferattn import reference
 from ferattn.attention import CBAM, ECA, SE, ChannelGate, SpatialGate
 from ferattn.errors import InvalidInput, InvalidOption, NoSite, UnknownChoice, choose, closest
+from ferattn.wrappers import unwrap
 
 __all__ = ["METHODS", "Gates", "attention_gates", "class_activation_maps"]
 
@@ -43,20 +44,24 @@ class Gates:
 def attention_gates(model: nn.Module, images: Tensor) -> dict[str, Gates]:
     """The gates of every attention block of ours, as the model computes them for these images.
 
-    The model runs in evaluation mode, and is left in the mode it was in.
+    The model runs in evaluation mode, uncompiled, and is left as it was.
 
     Args:
-        model: Any network with SE, ECA or CBAM blocks in it.
+        model: Any network with SE, ECA, CBAM, ChannelGate or SpatialGate in it; not of subclasses, whose formulas may
+            be others.
         images: What it takes, (b, c, h, w).
 
     Returns:
-        By the block's path in the model, in the order in which the blocks are reached.
+        By the block's path in the model, in the order in which the blocks are reached; of a block that runs more than
+        once, the last time.
 
     Raises:
-        NoSite: If the model has no such block.
+        NoSite: If no such block runs.
 
-    Source: Hu et al. 2018, eq. 3; Wang et al. 2020, eq. 5; Woo et al. 2018, eq. 2-3.
+    Source: Hu et al. 2018, arXiv 1709.01507, eq. 3; Wang et al. 2020, arXiv 1910.03151, eq. 5; Woo et al. 2018,
+    arXiv 1807.06521, eq. 2-3.
     """
+    model = unwrap(model)
     found: dict[str, Gates] = {}
     inside: set[nn.Module] = set()
     handles = []
@@ -68,8 +73,6 @@ def attention_gates(model: nn.Module, images: Tensor) -> dict[str, Gates]:
                 found[path] = _GATES[type(module)](module, inputs[0])
 
             handles.append((block, keep))
-    if not handles:
-        raise NoSite(f"{type(model).__name__} has no SE, ECA or CBAM block whose gates could be shown.")
     hooks = [block.register_forward_pre_hook(keep) for block, keep in handles]
     try:
         with _evaluating(model), torch.no_grad():
@@ -77,6 +80,8 @@ def attention_gates(model: nn.Module, images: Tensor) -> dict[str, Gates]:
     finally:
         for hook in hooks:
             hook.remove()
+    if not found:
+        raise NoSite(f"{type(model).__name__} has no SE, ECA or CBAM block whose gates could be shown.")
     return found
 
 
@@ -93,8 +98,8 @@ def class_activation_maps(
     With A the layer's map of c channels and g the gradient of the class's logit in it, ``"grad-cam"`` is
     relu(sum over c of (mean of g over h, w) * A), and ``"hires-cam"`` is relu(sum over c of g * A). Behind a global
     average pool the two are the same; behind a fully connected layer that sees each place by itself, as in ``cnn``
-    and VGG, only the second takes the places apart. The model runs in evaluation mode, and is left in the mode it was
-    in; no parameter gets a gradient.
+    and VGG, only the second takes the places apart. The model runs in evaluation mode, uncompiled, and is left as it
+    was; no parameter gets a gradient.
 
     Args:
         model: A classifier, from (b, c, h, w) to (b, k).
@@ -102,28 +107,35 @@ def class_activation_maps(
         classes: For which output the places of each image speak, (b,); the most probable one by default.
         method: An entry of ``METHODS``.
         layer: The path of the module whose output is looked at; by default the last feature map, which is 2x2 for a
-            48-pixel face in a ResNet with timm's own stem: give an earlier one there, such as ``"layer2"``.
+            48-pixel face in a ResNet with timm's own stem: give an earlier one there, such as ``"layer2"``. Of a
+            module that runs more than once, the last time.
 
     Returns:
         (b, h, w) with the images' h and w, enlarged bilinearly; 0 and more, in units of the logit.
 
     Raises:
-        InvalidInput: If the model does not return logits, or the layer no map.
+        InvalidInput: If the model does not return logits, or the layer no map that they come from.
         InvalidOption: If ``classes`` are not one output for each image.
         UnknownChoice: If there is no such method or layer.
 
     Source: Selvaraju et al. 2017, arXiv 1610.02391, eq. 1-2; Draelos & Carin 2020, arXiv 2011.08891.
     """
     weigh = choose(METHODS, method, "method")
-    with _evaluating(model), torch.enable_grad():
+    model = unwrap(model)
+    if getattr(model, "num_classes", None) == 0:
+        raise InvalidInput(f"{type(model).__name__} has no classifier, hence no class that a place could speak for.")
+    with _evaluating(model), torch.inference_mode(False), torch.enable_grad():
+        images = images.clone() if images.is_inference() else images
         if layer is None:
             features, logits = _last_map(model, images)
         else:
             features, logits = _map_of(model, images, layer)
-        if logits.ndim != 2 or len(logits) != len(images):
-            raise InvalidInput(f"a classifier's logits (b, k) are needed; the model gives {tuple(logits.shape)}.")
-        rows = _rows(classes, logits)
-        (slopes,) = torch.autograd.grad(logits.gather(1, rows).sum(), features)
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+            raise InvalidInput(f"a classifier's logits (b, k) are needed; the model gives {_shape(logits)}.")
+        chosen = logits.gather(1, _rows(classes, logits)).sum()
+        slopes = torch.autograd.grad(chosen, features, allow_unused=True)[0] if chosen.requires_grad else None
+    if slopes is None:
+        raise InvalidInput(f"the logits do not come from what {layer or 'the features'} gives: name another layer.")
     maps = F.relu(weigh(features.detach(), slopes).sum(1, keepdim=True))
     return F.interpolate(maps, images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
 
@@ -171,11 +183,12 @@ _GATES: dict[type[nn.Module], Callable[[Any, Tensor], Gates]] = {
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; afterwards every module in the mode it was in."""
+    """The model in evaluation mode and uncompiled, so that hooks run; then each module in the mode it was in."""
     learning = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         for module in learning:
             module.training = True
@@ -187,6 +200,8 @@ def _last_map(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         features = model.forward_features(images)
     _require_map(features, "forward_features")
+    if features.shape[1] != getattr(model, "num_features", features.shape[1]):
+        raise InvalidInput(f"forward_features gives {_shape(features)}: no (b, {model.num_features}, h, w).")
     features.requires_grad_()
     return features, model.forward_head(features)
 
@@ -210,21 +225,30 @@ def _map_of(model: nn.Module, images: Tensor, layer: str) -> tuple[Tensor, Tenso
     finally:
         hook.remove()
     if not seen:
-        raise UnknownChoice(f"layer {layer!r} is not reached when the model runs.")
+        raise UnknownChoice(
+            f"layer {layer!r} is not called when the model runs: its parent computes it, or gradient checkpointing "
+            "goes past it. Name one inside or around it."
+        )
     return seen[0], logits
 
 
 def _require_map(output: Any, layer: str) -> None:
     if not isinstance(output, Tensor) or output.ndim != 4:
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise InvalidInput(f"{layer} gives no feature map (b, c, h, w) but {shape}.")
+        raise InvalidInput(f"{layer} gives no feature map (b, c, h, w) but {_shape(output)}.")
+
+
+def _shape(output: Any) -> str:
+    return str(tuple(output.shape)) if isinstance(output, Tensor) else f"a {type(output).__name__}"
 
 
 def _rows(classes: Sequence[int] | Tensor | None, logits: Tensor) -> Tensor:
     """Which output counts for each image, (b, 1)."""
     if classes is None:
         return logits.argmax(1, keepdim=True)
-    rows = torch.as_tensor(classes, device=logits.device)
+    try:
+        rows = torch.as_tensor(classes, device=logits.device)
+    except (TypeError, ValueError, RuntimeError):
+        rows = torch.empty(0)
     whole = not (rows.is_floating_point() or rows.dtype == torch.bool)
     if rows.shape != logits.shape[:1] or not whole or not ((rows >= 0) & (rows < logits.shape[1])).all():
         raise InvalidOption(

@@ -1,7 +1,7 @@
 """A network as one file that runs without ferattn: ONNX, or a program of ``torch.export``.
 
-What is written has been run: the file's own runtime gets the same pictures as the network, in two batch sizes, and a
-file whose outputs differ is not written.
+What is written has been run: the file's own runtime gets the same pictures as the network, in two batch sizes unless
+one is fixed, and a file whose outputs differ is not written.
 
 >>> from ferattn import create_model
 >>> import tempfile
@@ -22,17 +22,28 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata as packages
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
+import ferattn
 from ferattn.errors import InvalidInput, InvalidOption, MissingDependency, choose, require_whole
 from ferattn.files import write_atomically
+from ferattn.wrappers import unwrap
 
-__all__ = ["FORMATS", "EmotionNetwork", "Exported", "export_onnx", "export_program"]
+__all__ = [
+    "FORMATS",
+    "METADATA",
+    "EmotionNetwork",
+    "Exported",
+    "export_onnx",
+    "export_program",
+    "provenance",
+    "writer_of",
+]
 
 _LEAST_OPSET = 18  # torch has no older operators, and writes newer ones where it is asked for them
 METADATA = "ferattn.json"
@@ -100,21 +111,24 @@ def export_onnx(
 ) -> Exported:
     """Write a network as an ONNX file, weights included, after ONNX Runtime has computed what PyTorch does.
 
-    The network itself stays as it is; a copy is exported in evaluation mode, from the CPU.
+    The network itself stays as it is; a copy is exported in evaluation mode, uncompiled, from the CPU.
 
     Args:
         model: Any network of ours, or an :class:`EmotionNetwork`.
         path: The file; one that is there is replaced once the new one has been checked.
         example: Images to check with, (b, c, h, w); random ones of the model's own ``input_size`` by default.
-        batch_size: How many images the file will take at a time; any number by default.
+        batch_size: How many images the file will take at a time, and as many of the example are looked at; any number
+            by default.
         opset: Version of ONNX's operators, 18 or later, for a runtime that is not the newest; by default what torch
             chooses.
         metadata: Written into the file's properties, each value as JSON.
 
     Raises:
-        InvalidInput: If what the file computes differs from the network, or is no number.
+        InvalidInput: If the network does not take the example, or what the file computes differs from the network or
+            is no number.
         InvalidOption: If there is no example and the model does not say what images it takes, or the file cannot be
-            written, or torch does not write this opset, or the network is neither float32 nor float16.
+            written, or torch does not write this opset or ONNX Runtime not run it, or the network is neither float32
+            nor float16, or the metadata cannot be JSON.
         MissingDependency: If onnx, onnxscript or onnxruntime is not installed.
     """
     try:
@@ -124,7 +138,8 @@ def export_onnx(
     except ImportError as error:
         raise MissingDependency(f'ONNX needs {error.name}: pip install "ferattn[export]"') from error
     network, images = _prepare(model, example, batch_size)
-    input_name, output_names = _names(network)
+    properties = {key: _as_json(value) for key, value in (metadata or {}).items()}
+    input_name, output_names = _names(network, images)
     kinds = {parameter.dtype for parameter in network.parameters()} - {torch.float32, torch.float16}
     if kinds:
         raise InvalidOption(f"ONNX Runtime convolves float32 and float16 on a CPU; this network has {kinds.pop()}.")
@@ -149,10 +164,13 @@ def export_onnx(
     written = program.model.opset_imports[""]
     if opset not in (None, written):
         raise InvalidOption(f"opset={opset}: this torch writes {written} instead; ask for that, or for none.")
-    for key, value in (metadata or {}).items():
-        program.model.metadata_props[key] = json.dumps(value)
+    program.model.metadata_props.update(properties)
     content = program.model_proto.SerializeToString()
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no class in common
+        told = f"ONNX Runtime {onnxruntime.__version__} does not run it ({error})."
+        raise InvalidOption(f"opset {written}: {told}") from error
 
     def run(batch: Tensor) -> list[Tensor]:
         return [torch.from_numpy(array) for array in session.run(None, {input_name: batch.numpy()})]
@@ -171,13 +189,26 @@ def export_program(
     """Write a network as a program of ``torch.export``: PyTorch opens it without ferattn and without timm.
 
     ``torch.export.load(path).module()`` is a module again, which can be compiled and moved to a GPU
-    (``torch.export.passes.move_to_device_pass``). Arguments and errors as for :func:`export_onnx`; ``metadata`` is
-    found in ``extra_files`` under the name ``METADATA``.
+    (``torch.export.passes.move_to_device_pass``).
+
+    Args:
+        model: As for :func:`export_onnx`, in any precision.
+        path: Likewise.
+        example: Likewise.
+        batch_size: Likewise.
+        metadata: Found again by ``torch.export.load(path, extra_files={METADATA: ""})``, as JSON.
+
+    Raises:
+        InvalidInput: If the network does not take the example, or what the file computes differs from the network or
+            is no number.
+        InvalidOption: If there is no example and the model does not say what images it takes, or the file cannot be
+            written, or the metadata cannot be JSON.
     """
     network, images = _prepare(model, example, batch_size)
+    properties = _as_json(dict(metadata or {}))
     program = torch.export.export(network, (images,), dynamic_shapes=_dynamic(batch_size), strict=False)
     stream = io.BytesIO()
-    torch.export.save(program, stream, extra_files={METADATA: json.dumps(dict(metadata or {}))})
+    torch.export.save(program, stream, extra_files={METADATA: properties})
     content = stream.getvalue()
     again = torch.export.load(io.BytesIO(content)).module()
 
@@ -202,21 +233,27 @@ def writer_of(path: Path) -> Callable[..., Exported]:
 
 def provenance() -> dict[str, str]:
     """Which packages made a file, for its metadata."""
-    return {name: packages.version(name) for name in ("ferattn", "torch", "timm")}
+    return {"ferattn": ferattn.__version__, "torch": torch.__version__, "timm": timm.__version__}
 
 
 def _prepare(model: nn.Module, example: Tensor | None, batch_size: int | None) -> tuple[nn.Module, Tensor]:
-    """A copy of the network to export, and images of the batch size that is exported."""
-    plain = getattr(model, "_orig_mod", model)  # of torch.compile
-    network = copy.deepcopy(plain).cpu().eval()
+    """A copy of the network to export, and images that it takes, as many as are exported."""
+    network = copy.deepcopy(unwrap(model)).cpu().eval()
     # A batch of one would be taken as fixed.
     wanted = 2 if batch_size is None else require_whole(batch_size, "batch_size", least=1)
     if example is None:
         example = _random_images(network, wanted)
     if example.ndim != 4 or not len(example):
         raise InvalidInput(f"example of shape {tuple(example.shape)}: images (b, c, h, w) are needed.")
-    images = example.detach().cpu()
-    return network, images.repeat(-(-wanted // len(images)), 1, 1, 1)[: wanted if batch_size else None]
+    images = example.detach().cpu().clone()
+    images = images.repeat(-(-wanted // len(images)), 1, 1, 1)[: wanted if batch_size else None]
+    try:
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            network(images)
+    except (RuntimeError, ValueError, TypeError) as error:
+        told = f"{images.dtype} of shape {tuple(images.shape)}"
+        raise InvalidInput(f"{type(network).__name__} does not take images that are {told}: {error}") from error
+    return network, images
 
 
 def _random_images(network: nn.Module, count: int) -> Tensor:
@@ -231,9 +268,22 @@ def _random_images(network: nn.Module, count: int) -> Tensor:
     return torch.randn(count, *size, generator=generator).to(parameter.dtype)
 
 
-def _names(network: nn.Module) -> tuple[str, list[str]]:
-    whole = isinstance(network, EmotionNetwork)
-    return ("pictures", ["logits", "probabilities"]) if whole else ("images", ["logits"])
+def _names(network: nn.Module, images: Tensor) -> tuple[str, list[str]]:
+    """Of the input and of each output."""
+    if isinstance(network, EmotionNetwork):
+        return "pictures", ["logits", "probabilities"]
+    with torch.no_grad():
+        count = len(_outputs(network(images)))
+    if count > 1:
+        return "images", [f"output_{index}" for index in range(count)]
+    return "images", ["features" if getattr(network, "num_classes", None) == 0 else "logits"]
+
+
+def _as_json(value: Any) -> str:
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise InvalidOption(f"metadata that cannot be JSON: {value!r} ({error}).") from error
 
 
 def _dynamic(batch_size: int | None) -> tuple[dict[int, Any]] | None:
@@ -274,10 +324,9 @@ def _write(
             f"{path} was not written: its outputs differ from the network's by up to {difference:.3g}, and the "
             f"largest of them is {largest:.3g}."
         )
-    write_atomically(path, content)
     batch_axis: int | str = "batch" if batch_size is None else batch_size
-    input_name, output_names = _names(network)
-    return Exported(
+    input_name, output_names = _names(network, images)
+    done = Exported(
         path=path,
         format=name,
         bytes=len(content),
@@ -286,3 +335,5 @@ def _write(
         largest_difference=difference,
         largest_output=largest,
     )
+    write_atomically(path, content)
+    return done

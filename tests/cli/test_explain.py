@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import ferattn.cli.explain
 from cli.running import FAST, run
+from ferattn.cli.explain import explanations
+from ferattn.predict import EmotionRecognizer
 from training.faces import pixels
 
 
@@ -38,16 +41,31 @@ def test_a_drawing_for_each_face(pictures: Path, tmp_path: Path) -> None:
     assert (out / "two-1.png").read_bytes() == (out / "two-1-2.png").read_bytes()
 
 
-def test_the_method_the_emotion_and_the_layer_change_the_drawing(pictures: Path, tmp_path: Path) -> None:
-    drawings = set()
-    ways = (("--method", "grad-cam"), ("--emotion", "disgust"), ("--emotion", "happy"), ("--layer", "features.9"))
+def test_every_option_reaches_what_is_drawn(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr(ferattn.cli.explain, "_draw", lambda path, face: drawn.append(face))
+    ways = ((), ("--method", "grad-cam"), ("--emotion", "disgust"), ("--layer", "features.9"), ("--equalise",),
+            ("--margin", "-0.2"))  # fmt: skip
     for number, options in enumerate(ways):
         told = run("explain", pictures / "one.png", "--out", tmp_path / str(number), "--detector", "none", *options)
         assert told.startswith("0 "), told
-        if "disgust" in options:
-            assert "one.png  disgust " in told
-        drawings.add((tmp_path / str(number) / "one-1.png").read_bytes())
-    assert len(drawings) == len(ways)
+    maps = [face["map"].round(6).tobytes() for face in drawn]
+    assert len(set(maps)) == len(ways) - 1, "this picture is equalised by default"
+    assert maps[4] == maps[0]
+    assert drawn[2]["title"].startswith("disgust ")
+    assert drawn[5]["crop"].shape == (48, 48)
+    plain = run("explain", pictures / "one.png", "--out", tmp_path / "6", "--detector", "none", "--no-equalise")
+    assert plain.startswith("0 ")
+    assert (drawn[6]["crop"] != drawn[0]["crop"]).any()
+
+
+def test_faces_beyond_a_batch_are_drawn_too() -> None:
+    recognizer = EmotionRecognizer.from_pretrained(detector="none", batch_size=2)
+    cuts = list(pixels(np.array([0, 1, 2, 3, 0]), 48, seed=0))
+    found = list(explanations(recognizer, cuts, row=None, method="hires-cam", layer=None))
+    assert [face["crop"] is cut for face, cut in zip(found, cuts, strict=True)] == [True] * 5
+    [alone] = explanations(recognizer, cuts[4:], row=None, method="hires-cam", layer=None)
+    np.testing.assert_allclose(found[4]["map"], alone["map"], atol=1e-5)
 
 
 def test_cbams_gates_are_drawn_beside(images: Path, tmp_path: Path) -> None:
@@ -78,9 +96,37 @@ def test_mistakes_are_told(words: tuple[str, ...], message: str, pictures: Path,
     assert not list((tmp_path / "out").glob("*.png"))
 
 
+def test_what_is_there_is_never_written_over(pictures: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in pictures.iterdir()}
+    told = run("explain", pictures, "--out", pictures, "--detector", "none")
+    assert told.startswith("2 ")
+    assert "is there, and not an empty folder" in told
+    assert {path: path.read_bytes() for path in pictures.iterdir()} == before
+
+
+def test_one_bad_source_does_not_end_it(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.zip").write_bytes(b"no zip")
+    told = run("explain", tmp_path / "no.png", tmp_path / "bad.zip", pictures / "two.png", "--out", tmp_path / "out",
+               "--detector", "none")  # fmt: skip
+    assert told.startswith("0 "), told
+    assert "pictures: 3, not readable: 2, drawn: 1" in told
+
+
+def test_a_face_that_is_not_found_leaves_no_folder(pictures: Path, tmp_path: Path, yunet_onnx: Path) -> None:
+    Image.fromarray(np.full((60, 60), 99, np.uint8)).save(tmp_path / "wall.png")
+    words = ("--detector", "yunet", "--weights", yunet_onnx)
+    told = run("explain", tmp_path / "wall.png", "--out", tmp_path / "out", *words)
+    assert told.startswith("0 "), told
+    assert "wall.png  no face" in told
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_to_look_at(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "no pictures in" in run("explain", tmp_path / "empty", "--out", tmp_path / "out", "--detector", "none")
     (tmp_path / "file").write_text("")
     told = run("explain", tmp_path / "empty", "--out", tmp_path / "file", "--detector", "none")
-    assert "cannot be a folder" in told or "no folder can be made" in told
+    assert "is there, and not an empty folder" in told
+    (tmp_path / "picture.png").write_bytes(b"no picture")
+    with pytest.raises(AssertionError):  # exit code 1: nothing could be read
+        run("explain", tmp_path / "picture.png", "--out", tmp_path / "out", "--detector", "none")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ferattn.predict import EmotionRecognizer
 
-__all__ = ["explain"]
+__all__ = ["explain", "explanations"]
 
 
 def explain(
@@ -33,10 +36,17 @@ def explain(
     layer: Annotated[
         str | None, typer.Option(help="The module whose map is taken; by default the last feature map.")
     ] = None,
+    min_score: Annotated[float | None, typer.Option(help="Leave out faces with a lower confidence.")] = None,
+    margin: Annotated[float, typer.Option(help="Added around the face, as a share of it.")] = 0.0,
+    align: Annotated[bool, typer.Option(help="Level the eyes where they are known.")] = True,
+    equalise: Annotated[
+        bool | None, typer.Option(help="Equalise histograms; by default as in the pictures that were learnt from.")
+    ] = None,
 ) -> None:
-    """Draw each face with the places that speak for an emotion, and with the spatial gates of CBAM.
+    """Draw each face with the places that speak for an emotion, and with CBAM's last spatial gate of each size.
 
-    A map shows what moves the network's answer, not what a person feels, nor whether the answer is right.
+    The colours of a map go from 0 to its own maximum, which is written above it in units of the logit. A map shows
+    what moves the network's answer, not what a person feels, nor whether the answer is right.
     """
     from rich.console import Console
 
@@ -45,34 +55,26 @@ def explain(
     from ferattn.explain import METHODS
 
     choose(METHODS, method, "method")
-    if weights is not None and detector == "auto":
-        raise InvalidOption("--weights are for one detector: name it, such as --detector yunet.")
-    options = {} if weights is None else {"weights": weights}
-    recognizer, name, _ = open_recognizer(model, checkpoint, None, detector=(detector, options))
-    row = (
-        None if emotion is None else choose({one: i for i, one in enumerate(recognizer.classes)}, emotion, "emotion")
-    )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidOption(
-            f"--out {str(out)!r}: no folder can be made there ({error.strerror or error})."
-        ) from error
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise InvalidOption(f"--out {str(out)!r} is there, and not an empty folder; give a new one.")
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    drawn: set[str] = set()
+    recognizer, name = open_recognizer(
+        model, checkpoint, equalise, detector, weights, min_score, console=console, margin=margin, align=align
+    )
+    rows = {one: index for index, one in enumerate(recognizer.classes)}
+    row = None if emotion is None else choose(rows, emotion, "emotion")
+    look = partial(explanations, recognizer, row=row, method=method, layer=layer)
+    _try_out(recognizer, look)
     looked = failed = 0
-    for where, picture in _pictures(sources):
+    drawn: set[str] = set()
+    for where, problem, cuts in _crops(recognizer, sources):
         looked += 1
-        try:
-            found = recognizer.crops(picture())
-        except InvalidInput as error:
-            console.print(f"{where}  {error}")
-            failed += 1
-            continue
-        if not found:
-            console.print(f"{where}  no face")
-            continue
-        for number, face in enumerate(_explanations(recognizer, [cut for _, cut in found], row, method, layer), 1):
+        failed += bool(problem)
+        if not cuts:
+            console.print(f"{where}  {problem or 'no face'}")
+        for number, face in enumerate(look(cuts), 1):
+            if not drawn:
+                _make_folder(out)
             path = out / f"{_free_name(where, number, drawn)}.png"
             _draw(path, face)
             console.print(f"{where}  {face['title']}  {path}")
@@ -83,39 +85,82 @@ def explain(
         raise typer.Exit(1)
 
 
-def _pictures(sources: Iterable[Path]) -> Iterator[tuple[str, Callable[[], Path | bytes]]]:
-    """Where each picture is, and what reads it."""
+def _crops(
+    recognizer: EmotionRecognizer, sources: Iterable[Path]
+) -> Iterator[tuple[str, str, list[NDArray[np.uint8]]]]:
+    """Of each picture where it is, what the problem is, and the faces in it."""
+    from ferattn.cli.predict import read_pictures
+    from ferattn.errors import InvalidInput
     from ferattn.faces.sources import open_source
 
     for source in sources:
-        if not (source.is_dir() or source.suffix.lower() == ".zip"):
-            yield str(source), partial(_known, source)
-            continue
-        with open_source(source) as files:
-            for item in files.items():
-                if item.problem != "not a picture":
-                    yield f"{source}/{item.name}", partial(files.read, item.name)
+        try:
+            if not (source.is_dir() or source.suffix.lower() == ".zip"):
+                yield str(source), "", [cut for _, cut in recognizer.crops(source)]
+                continue
+            with open_source(source) as files:
+                for where, problem, image in read_pictures(files, files.items(), source):
+                    found = [] if image is None else recognizer.crops(image, channels="rgb")
+                    yield where, problem, [cut for _, cut in found]
+        except InvalidInput as error:
+            yield str(source), str(error), []
 
 
-def _known(path: Path) -> Path:
-    return path
+def _try_out(recognizer: EmotionRecognizer, look: Callable[..., Any]) -> None:
+    """Find now, and not after minutes of work, that a layer has no map or that there is nothing to draw with."""
+    import numpy as np
+
+    from ferattn.training.pictures import figure_of
+
+    figure_of(1, 1)
+    side = (recognizer.size, recognizer.size)
+    next(look([np.full(side if recognizer.channels == 1 else (*side, 3), 127, np.uint8)]))
+
+
+def _make_folder(out: Path) -> None:
+    from ferattn.errors import InvalidOption
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidOption(f"--out {str(out)!r}: cannot be a folder ({error.strerror or error}).") from error
 
 
 def _free_name(where: str, number: int, drawn: set[str]) -> str:
     """A file's name from the picture's, that no other picture of this call has."""
     stem = PurePosixPath(where.replace("\\", "/")).stem
     name, turn = f"{stem}-{number}", 1
-    while name in drawn:
+    while name.casefold() in drawn:  # some disks take A.png for a.png
         turn += 1
         name = f"{stem}-{number}-{turn}"
-    drawn.add(name)
+    drawn.add(name.casefold())
     return name
 
 
-def _explanations(
-    recognizer: EmotionRecognizer, cuts: list[Any], row: int | None, method: str, layer: str | None
+def explanations(
+    recognizer: EmotionRecognizer,
+    cuts: Sequence[NDArray[np.uint8]],
+    *,
+    row: int | None,
+    method: str,
+    layer: str | None,
 ) -> Iterator[dict[str, Any]]:
-    """For each face what is drawn: the crop, its map, and its gates by the size of their maps."""
+    """For each face what is drawn: the crop, its map, and the last gate of each size.
+
+    Args:
+        recognizer: Whose model it is about.
+        cuts: The crops.
+        row: The output that places speak for; None for each face's most probable one.
+        method: Of the map.
+        layer: Of the map.
+    """
+    for start in range(0, len(cuts), recognizer.batch_size):
+        yield from _of_batch(recognizer, cuts[start : start + recognizer.batch_size], row, method, layer)
+
+
+def _of_batch(
+    recognizer: EmotionRecognizer, cuts: Sequence[NDArray[np.uint8]], row: int | None, method: str, layer: str | None
+) -> Iterator[dict[str, Any]]:
     import torch
 
     from ferattn.errors import NoSite
@@ -158,8 +203,9 @@ def _draw(path: Path, face: dict[str, Any]) -> None:
     for axis in axes[:2]:
         axis.imshow(face["crop"], cmap="gray", vmin=0, vmax=255, extent=inside)
     axes[0].set_title(face["title"], fontsize=9)
-    axes[1].imshow(face["map"], cmap="inferno", alpha=0.5, extent=inside)
-    axes[1].set_title("speaks for it", fontsize=9)
+    most = float(face["map"].max())
+    axes[1].imshow(face["map"], cmap="inferno", alpha=0.5, vmin=0, vmax=most or 1, extent=inside)
+    axes[1].set_title(f"speaks for it, up to {most:.2g}", fontsize=9)
     for axis, (name, gate) in zip(axes[2:], face["gates"].items(), strict=True):
         axis.imshow(gate, cmap="viridis", vmin=0, vmax=1, extent=inside)
         axis.set_title(f"gate {name}", fontsize=7)

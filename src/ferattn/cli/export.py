@@ -59,5 +59,7 @@ def export(
     )
     if found.temperature is None:
         console.print("  the probabilities are not calibrated: these weights come without a temperature")
-    if found.equalised:
+    if found.equalised is None:
+        console.print("  not recorded whether the weights learnt from histogram-equalised pictures")
+    elif found.equalised:
         console.print("  the weights learnt from histogram-equalised pictures: equalise yours before")

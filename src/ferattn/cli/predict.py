@@ -13,9 +13,13 @@ import typer
 from ferattn.cli.output import require_writable
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from rich.console import Console
+
+    from ferattn.faces.sources import Item, Source
     from ferattn.predict import EmotionRecognizer, RecognizedFace
 
-__all__ = ["open_recognizer", "predict"]
+__all__ = ["open_recognizer", "predict", "read_pictures"]
 
 VIDEOS = frozenset({
     ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts",
@@ -71,15 +75,19 @@ def predict(
         raise InvalidOption(f"--csv and --json: {str(csv_file)!r} is one file; give two.")
     if not every >= 0:
         raise InvalidOption(f"--every {every}: seconds, 0 or more.")
-    options = {name: value for name, value in (("weights", weights), ("min_score", min_score)) if value is not None}
-    if options and detector == "auto":
-        raise InvalidOption("--weights and --min-score are for one detector: name it, such as --detector yunet.")
-    recognizer, name, equalised = open_recognizer(
-        model, checkpoint, equalise, detector=(detector, options), margin=margin, align=align, views=tta
-    )
     console = Console(soft_wrap=True, highlight=False)
-    if equalised is None and equalise is None:
-        console.print("not recorded whether the weights learnt from equalised pictures: --equalise or --no-equalise?")
+    recognizer, name = open_recognizer(
+        model,
+        checkpoint,
+        equalise,
+        detector,
+        weights,
+        min_score,
+        console=console,
+        margin=margin,
+        align=align,
+        views=tta,
+    )
     looked: list[_Looked] = []
     try:
         for one in _look(recognizer, sources, every):
@@ -106,23 +114,34 @@ def open_recognizer(
     model: str | None,
     checkpoint: Path | None,
     equalise: bool | None,
+    detector: str,
+    weights: Path | None,
+    min_score: float | None,
     *,
-    detector: tuple[str, dict[str, Any]],
+    console: Console,
     **options: Any,
-) -> tuple[EmotionRecognizer, str, bool | None]:
-    """What recognises, its weights' name, and whether they learnt from equalised pictures, where that is known."""
+) -> tuple[EmotionRecognizer, str]:
+    """What recognises, from the words that were typed, and its weights' name."""
     import torch
 
     from ferattn.cli.evaluate import open_weights
+    from ferattn.errors import InvalidOption
     from ferattn.faces import make_detector
     from ferattn.predict import EmotionRecognizer
 
+    of_detector = {
+        name: value for name, value in (("weights", weights), ("min_score", min_score)) if value is not None
+    }
+    if of_detector and detector == "auto":
+        raise InvalidOption("--weights and --min-score are for one detector: name it, such as --detector yunet.")
     found = open_weights(model, checkpoint)
+    if found.equalised is None and equalise is None:
+        console.print("not recorded whether the weights learnt from equalised pictures: --equalise or --no-equalise?")
     found.model.to("cuda" if torch.cuda.is_available() else "cpu")
     if equalise is not None:
         options["equalise"] = equalise
-    recognizer = EmotionRecognizer.of(found, detector=make_detector(detector[0], **detector[1]), **options)
-    return recognizer, found.name, found.equalised
+    recognizer = EmotionRecognizer.of(found, detector=make_detector(detector, **of_detector), **options)
+    return recognizer, found.name
 
 
 def _look(recognizer: EmotionRecognizer, sources: Iterable[Path], every: float) -> Iterator[_Looked]:
@@ -144,8 +163,6 @@ def _look(recognizer: EmotionRecognizer, sources: Iterable[Path], every: float) 
 
 def _look_into(recognizer: EmotionRecognizer, source: Path, every: float) -> Iterator[_Looked]:
     """The pictures of a folder or a zip, one after the other, and the videos of a folder."""
-    from ferattn.errors import InvalidInput
-    from ferattn.faces import read_picture
     from ferattn.faces.sources import open_source
 
     notes: deque[_Looked] = deque()  # what has been read, and not been handed out
@@ -155,14 +172,7 @@ def _look_into(recognizer: EmotionRecognizer, source: Path, every: float) -> Ite
         videos = [item.name for item in items if Path(item.name).suffix.lower() in VIDEOS]
 
         def pictures() -> Iterator[Any]:
-            for item in items:
-                if item.problem == "not a picture":
-                    continue
-                where, problem, image = f"{source}/{item.name}", item.problem, None
-                try:
-                    image = None if problem else read_picture(files.read(item.name))
-                except InvalidInput as error:
-                    problem = str(error)
+            for where, problem, image in read_pictures(files, items, source):
                 notes.append(_Looked(where, problem=problem))
                 if image is not None:
                     yield image
@@ -176,6 +186,24 @@ def _look_into(recognizer: EmotionRecognizer, source: Path, every: float) -> Ite
         yield from _look(recognizer, [source / name for name in videos], every)
     else:
         yield from (_Looked(f"{source}/{name}", problem="a video in a zip: unpack it first") for name in videos)
+
+
+def read_pictures(
+    files: Source, items: Iterable[Item], source: Path
+) -> Iterator[tuple[str, str, NDArray[Any] | None]]:
+    """Of each picture in a folder or a zip where it is, and its pixels (RGB or gray) or else what the problem is."""
+    from ferattn.errors import InvalidInput
+    from ferattn.faces import read_picture
+
+    for item in items:
+        if item.problem == "not a picture":
+            continue
+        problem, image = item.problem, None
+        try:
+            image = None if problem else read_picture(files.read(item.name))
+        except InvalidInput as error:
+            problem = str(error)
+        yield f"{source}/{item.name}", problem, image
 
 
 def _lines(one: _Looked) -> list[str]:
