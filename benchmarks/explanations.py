@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from ferattn.bench.record import environment
 from ferattn.data import FER2013, cache
 from ferattn.explain import METHODS, class_activation_maps
 from ferattn.predict import Pretrained, open_pretrained
@@ -117,7 +118,7 @@ def main() -> None:
         "images": min(words.images, len(stored)),
         "share": words.share,
         "blur_pixels": BLUR,
-        "torch": torch.__version__,
+        "environment": environment(torch.device("cpu")),
         "rows": measure(found, stored.images[: words.images], stored.labels[: words.images], words.share),
     }
     print(table(report))

@@ -186,7 +186,7 @@ def test_a_file_that_is_wrong_replaces_nothing(model: nn.Module, match: str, tmp
             nn.Conv2d(1, 1, 3),
             {"example": torch.zeros(1, 1, 9, 9).byte()},
             InvalidInput,
-            "take images that are torch.uint8",
+            "that are torch.uint8",
         ),
         (nn.Conv2d(1, 1, 3), {"example": torch.zeros(1, 1, 9, 9), "metadata": {"x": int}}, InvalidOption, "JSON"),
         (nn.Conv2d(1, 1, 3).double(), {"example": torch.zeros(1, 1, 9, 9).double()}, InvalidOption, "float64"),
