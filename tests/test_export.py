@@ -71,7 +71,7 @@ def test_what_is_told_of_the_file_is_so(written: tuple[EmotionNetwork, Any]) -> 
 
 def test_a_program_runs_where_there_is_no_ferattn(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model: Any = create_model("resnet10t_cbam_elu", fused=True)
+    model: Any = create_model("resnet18_cbam_elu", stem="small", fused=True)
     told = export_program(model, tmp_path / "net.pt2", metadata={"classes": ["a"]})
     assert told.format == "torch.export"
     assert told.inputs == {"images": ("batch", 1, 48, 48)}
