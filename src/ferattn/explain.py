@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,16 +65,15 @@ def attention_gates(model: nn.Module, images: Tensor) -> dict[str, Gates]:
     model = unwrap(model)
     found: dict[str, Gates] = {}
     inside: set[nn.Module] = set()
-    handles = []
+    hooks = []
+
+    def keep(path: str, block: nn.Module, inputs: tuple[Tensor]) -> None:
+        found[path] = _GATES[type(block)](block, inputs[0])
+
     for path, block in model.named_modules():
         if type(block) in _GATES and block not in inside:
             inside |= set(block.modules())
-
-            def keep(module: nn.Module, inputs: tuple[Tensor], path: str = path) -> None:
-                found[path] = _GATES[type(module)](module, inputs[0])
-
-            handles.append((block, keep))
-    hooks = [block.register_forward_pre_hook(keep) for block, keep in handles]
+            hooks.append(block.register_forward_pre_hook(partial(keep, path)))
     try:
         with _evaluating(model), torch.no_grad():
             model(images)

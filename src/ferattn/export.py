@@ -137,10 +137,9 @@ def export_onnx(
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError as error:
         raise MissingDependency(f'ONNX needs {error.name}: pip install "ferattn[export]"') from error
-    network, images = _prepare(model, example, batch_size)
+    job = _prepare(model, example, batch_size)
     properties = {key: _as_json(value) for key, value in (metadata or {}).items()}
-    input_name, output_names = _names(network, images)
-    kinds = {parameter.dtype for parameter in network.parameters()} - {torch.float32, torch.float16}
+    kinds = {parameter.dtype for parameter in job.network.parameters()} - {torch.float32, torch.float16}
     if kinds:
         raise InvalidOption(f"ONNX Runtime convolves float32 and float16 on a CPU; this network has {kinds.pop()}.")
     if opset is not None:
@@ -150,14 +149,14 @@ def export_onnx(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's exporter and of its own dependencies
         program = torch.onnx.export(
-            network,
-            (images,),
+            job.network,
+            (job.images,),
             dynamo=True,
             verbose=False,
             opset_version=opset,
-            input_names=[input_name],
-            output_names=output_names,
-            dynamic_shapes=_dynamic(batch_size),
+            input_names=[job.input_name],
+            output_names=job.output_names,
+            dynamic_shapes=job.dynamic_shapes,
         )
     if program is None:  # what torch's signature allows, for its older exporter
         raise InvalidInput("torch's exporter gave no program.")
@@ -173,9 +172,9 @@ def export_onnx(
         raise InvalidOption(f"opset {written}: {told}") from error
 
     def run(batch: Tensor) -> list[Tensor]:
-        return [torch.from_numpy(array) for array in session.run(None, {input_name: batch.numpy()})]
+        return [torch.from_numpy(array) for array in session.run(None, {job.input_name: batch.numpy()})]
 
-    return _write(Path(path), f"ONNX, opset {written}", content, network, run, images, batch_size)
+    return _write(job, Path(path), f"ONNX, opset {written}", content, run)
 
 
 def export_program(
@@ -204,9 +203,9 @@ def export_program(
         InvalidOption: If there is no example and the model does not say what images it takes, or the file cannot be
             written, or the metadata cannot be JSON.
     """
-    network, images = _prepare(model, example, batch_size)
+    job = _prepare(model, example, batch_size)
     properties = _as_json(dict(metadata or {}))
-    program = torch.export.export(network, (images,), dynamic_shapes=_dynamic(batch_size), strict=False)
+    program = torch.export.export(job.network, (job.images,), dynamic_shapes=job.dynamic_shapes, strict=False)
     stream = io.BytesIO()
     torch.export.save(program, stream, extra_files={METADATA: properties})
     content = stream.getvalue()
@@ -215,7 +214,7 @@ def export_program(
     def run(batch: Tensor) -> list[Tensor]:
         return _outputs(again(batch))
 
-    return _write(Path(path), "torch.export", content, network, run, images, batch_size)
+    return _write(job, Path(path), "torch.export", content, run)
 
 
 FORMATS: dict[str, Callable[..., Exported]] = {".onnx": export_onnx, ".pt2": export_program}
@@ -236,8 +235,29 @@ def provenance() -> dict[str, str]:
     return {"ferattn": ferattn.__version__, "torch": torch.__version__, "timm": timm.__version__}
 
 
-def _prepare(model: nn.Module, example: Tensor | None, batch_size: int | None) -> tuple[nn.Module, Tensor]:
+@dataclass(frozen=True, eq=False)
+class _Job:
     """A copy of the network to export, and images that it takes, as many as are exported."""
+
+    network: nn.Module
+    images: Tensor
+    batch_size: int | None
+    output_names: list[str]
+
+    @property
+    def input_name(self) -> str:
+        return "pictures" if isinstance(self.network, EmotionNetwork) else "images"
+
+    @property
+    def dynamic_shapes(self) -> tuple[dict[int, Any]] | None:
+        return ({0: torch.export.Dim("batch")},) if self.batch_size is None else None
+
+    def shape_of(self, tensor: Tensor) -> tuple[int | str, ...]:
+        """As it is told to the user."""
+        return "batch" if self.batch_size is None else self.batch_size, *tensor.shape[1:]
+
+
+def _prepare(model: nn.Module, example: Tensor | None, batch_size: int | None) -> _Job:
     network = copy.deepcopy(unwrap(model)).cpu().eval()
     # A batch of one would be taken as fixed.
     wanted = 2 if batch_size is None else require_whole(batch_size, "batch_size", least=1)
@@ -249,11 +269,11 @@ def _prepare(model: nn.Module, example: Tensor | None, batch_size: int | None) -
     images = images.repeat(-(-wanted // len(images)), 1, 1, 1)[: wanted if batch_size else None]
     try:
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            network(images)
+            found = network(images)
     except (RuntimeError, ValueError, TypeError) as error:
         told = f"{images.dtype} of shape {tuple(images.shape)}"
         raise InvalidInput(f"{type(network).__name__} does not take images that are {told}: {error}") from error
-    return network, images
+    return _Job(network, images, batch_size, _names(network, len(_outputs(found))))
 
 
 def _random_images(network: nn.Module, count: int) -> Tensor:
@@ -268,15 +288,13 @@ def _random_images(network: nn.Module, count: int) -> Tensor:
     return torch.randn(count, *size, generator=generator).to(parameter.dtype)
 
 
-def _names(network: nn.Module, images: Tensor) -> tuple[str, list[str]]:
-    """Of the input and of each output."""
+def _names(network: nn.Module, outputs: int) -> list[str]:
+    """Of each output."""
     if isinstance(network, EmotionNetwork):
-        return "pictures", ["logits", "probabilities"]
-    with torch.no_grad():
-        count = len(_outputs(network(images)))
-    if count > 1:
-        return "images", [f"output_{index}" for index in range(count)]
-    return "images", ["features" if getattr(network, "num_classes", None) == 0 else "logits"]
+        return ["logits", "probabilities"]
+    if outputs > 1:
+        return [f"output_{index}" for index in range(outputs)]
+    return ["features" if getattr(network, "num_classes", None) == 0 else "logits"]
 
 
 def _as_json(value: Any) -> str:
@@ -286,10 +304,6 @@ def _as_json(value: Any) -> str:
         raise InvalidOption(f"metadata that cannot be JSON: {value!r} ({error}).") from error
 
 
-def _dynamic(batch_size: int | None) -> tuple[dict[int, Any]] | None:
-    return ({0: torch.export.Dim("batch")},) if batch_size is None else None
-
-
 def _outputs(found: Any) -> list[Tensor]:
     outputs = [found] if isinstance(found, Tensor) else list(found)
     if not all(isinstance(output, Tensor) for output in outputs):
@@ -297,21 +311,14 @@ def _outputs(found: Any) -> list[Tensor]:
     return outputs
 
 
-def _write(
-    path: Path,
-    name: str,
-    content: bytes,
-    network: nn.Module,
-    run: Callable[[Tensor], Sequence[Tensor]],
-    images: Tensor,
-    batch_size: int | None,
-) -> Exported:
+def _write(job: _Job, path: Path, name: str, content: bytes, run: Callable[[Tensor], Sequence[Tensor]]) -> Exported:
     """Compare what the file computes with the network, then write it."""
-    batches = [images] if batch_size else [images, images.flip(0).repeat(2, 1, 1, 1)[: len(images) + 1]]
+    images = job.images
+    batches = [images] if job.batch_size else [images, images.flip(0).repeat(2, 1, 1, 1)[: len(images) + 1]]
     difference = largest = 0.0
     with torch.inference_mode():
         for batch in batches:
-            expected = _outputs(network(batch))
+            expected = _outputs(job.network(batch))
             for one, other in zip(expected, run(batch), strict=True):
                 if not (one.isfinite().all() and other.isfinite().all()):
                     raise InvalidInput(f"{path} was not written: not all outputs are finite numbers.")
@@ -324,14 +331,12 @@ def _write(
             f"{path} was not written: its outputs differ from the network's by up to {difference:.3g}, and the "
             f"largest of them is {largest:.3g}."
         )
-    batch_axis: int | str = "batch" if batch_size is None else batch_size
-    input_name, output_names = _names(network, images)
     done = Exported(
         path=path,
         format=name,
         bytes=len(content),
-        inputs={input_name: (batch_axis, *images.shape[1:])},
-        outputs={key: (batch_axis, *one.shape[1:]) for key, one in zip(output_names, expected, strict=True)},
+        inputs={job.input_name: job.shape_of(images)},
+        outputs={key: job.shape_of(one) for key, one in zip(job.output_names, expected, strict=True)},
         largest_difference=difference,
         largest_output=largest,
     )

@@ -9,6 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ferattn.cli.recognizer import (
+    AlignOption,
+    CheckpointOption,
+    DetectorOption,
+    EqualiseOption,
+    MarginOption,
+    MinScoreOption,
+    ModelOption,
+    WeightsOption,
+    open_recognizer,
+    read_pictures,
+)
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -23,12 +36,10 @@ def explain(
         list[Path], typer.Argument(metavar="PICTURES", help="Pictures, folders of pictures, zips of pictures.")
     ],
     out: Annotated[Path, typer.Option(help="The folder that gets a PNG for each face.")],
-    model: Annotated[str | None, typer.Option(help="Whose published weights; by default cnn_se's.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="The folder of a run, instead.")] = None,
-    detector: Annotated[
-        str, typer.Option(help="auto, yunet, yolo5face, cascade, or none: the whole picture is the face.")
-    ] = "auto",
-    weights: Annotated[Path | None, typer.Option(help="ONNX file of yunet or yolo5face.")] = None,
+    model: ModelOption = None,
+    checkpoint: CheckpointOption = None,
+    detector: DetectorOption = "auto",
+    weights: WeightsOption = None,
     emotion: Annotated[
         str | None, typer.Option(help="What the places speak for; by default the most probable emotion.")
     ] = None,
@@ -36,12 +47,10 @@ def explain(
     layer: Annotated[
         str | None, typer.Option(help="The module whose map is taken; by default the last feature map.")
     ] = None,
-    min_score: Annotated[float | None, typer.Option(help="Leave out faces with a lower confidence.")] = None,
-    margin: Annotated[float, typer.Option(help="Added around the face, as a share of it.")] = 0.0,
-    align: Annotated[bool, typer.Option(help="Level the eyes where they are known.")] = True,
-    equalise: Annotated[
-        bool | None, typer.Option(help="Equalise histograms; by default as in the pictures that were learnt from.")
-    ] = None,
+    min_score: MinScoreOption = None,
+    margin: MarginOption = 0.0,
+    align: AlignOption = True,
+    equalise: EqualiseOption = None,
 ) -> None:
     """Draw each face with the places that speak for an emotion, and with CBAM's last spatial gate of each size.
 
@@ -50,7 +59,6 @@ def explain(
     """
     from rich.console import Console
 
-    from ferattn.cli.predict import open_recognizer
     from ferattn.errors import InvalidInput, InvalidOption, choose
     from ferattn.explain import METHODS
 
@@ -89,7 +97,6 @@ def _crops(
     recognizer: EmotionRecognizer, sources: Iterable[Path]
 ) -> Iterator[tuple[str, str, list[NDArray[np.uint8]]]]:
     """Of each picture where it is, what the problem is, and the faces in it."""
-    from ferattn.cli.predict import read_pictures
     from ferattn.errors import InvalidInput
     from ferattn.faces.sources import open_source
 

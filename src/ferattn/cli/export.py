@@ -8,14 +8,15 @@ from typing import Annotated
 import typer
 
 from ferattn.cli.output import require_writable
+from ferattn.cli.recognizer import CheckpointOption, ModelOption
 
 __all__ = ["export"]
 
 
 def export(
     file: Annotated[Path, typer.Argument(help="The file to write: NAME.onnx, or NAME.pt2 for torch.export.")],
-    model: Annotated[str | None, typer.Option(help="Whose published weights; by default cnn_se's.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="The folder of a run, instead.")] = None,
+    model: ModelOption = None,
+    checkpoint: CheckpointOption = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures at a time; any number by default.")] = None,
     opset: Annotated[int | None, typer.Option(help="Version of ONNX's operators, for an old runtime.")] = None,
 ) -> None:

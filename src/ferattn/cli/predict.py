@@ -11,15 +11,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ferattn.cli.output import require_writable
+from ferattn.cli.recognizer import (
+    AlignOption,
+    CheckpointOption,
+    DetectorOption,
+    EqualiseOption,
+    MarginOption,
+    MinScoreOption,
+    ModelOption,
+    WeightsOption,
+    open_recognizer,
+    read_pictures,
+)
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from rich.console import Console
-
-    from ferattn.faces.sources import Item, Source
     from ferattn.predict import EmotionRecognizer, RecognizedFace
 
-__all__ = ["open_recognizer", "predict", "read_pictures"]
+__all__ = ["predict"]
 
 VIDEOS = frozenset({
     ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts",
@@ -42,18 +50,14 @@ def predict(
     sources: Annotated[
         list[Path], typer.Argument(metavar="PICTURES", help="Pictures, videos, folders of both, zips of pictures.")
     ],
-    model: Annotated[str | None, typer.Option(help="Whose published weights; by default cnn_se's.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="The folder of a run, instead.")] = None,
-    detector: Annotated[
-        str, typer.Option(help="auto, yunet, yolo5face, cascade, or none: the whole picture is the face.")
-    ] = "auto",
-    weights: Annotated[Path | None, typer.Option(help="ONNX file of yunet or yolo5face.")] = None,
-    min_score: Annotated[float | None, typer.Option(help="Leave out faces with a lower confidence.")] = None,
-    margin: Annotated[float, typer.Option(help="Added around the face, as a share of it.")] = 0.0,
-    align: Annotated[bool, typer.Option(help="Level the eyes where they are known.")] = True,
-    equalise: Annotated[
-        bool | None, typer.Option(help="Equalise histograms; by default as in the pictures that were learnt from.")
-    ] = None,
+    model: ModelOption = None,
+    checkpoint: CheckpointOption = None,
+    detector: DetectorOption = "auto",
+    weights: WeightsOption = None,
+    min_score: MinScoreOption = None,
+    margin: MarginOption = 0.0,
+    align: AlignOption = True,
+    equalise: EqualiseOption = None,
     tta: Annotated[str, typer.Option(help="Test-time views: none, flip or ten-crop.")] = "none",
     every: Annotated[float, typer.Option(help="Videos: seconds from one frame to the next; 0 for all.")] = 1.0,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Also write a line for each face here.")] = None,
@@ -110,40 +114,6 @@ def predict(
         raise typer.Exit(1)
 
 
-def open_recognizer(
-    model: str | None,
-    checkpoint: Path | None,
-    equalise: bool | None,
-    detector: str,
-    weights: Path | None,
-    min_score: float | None,
-    *,
-    console: Console,
-    **options: Any,
-) -> tuple[EmotionRecognizer, str]:
-    """What recognises, from the words that were typed, and its weights' name."""
-    import torch
-
-    from ferattn.cli.evaluate import open_weights
-    from ferattn.errors import InvalidOption
-    from ferattn.faces import make_detector
-    from ferattn.predict import EmotionRecognizer
-
-    of_detector = {
-        name: value for name, value in (("weights", weights), ("min_score", min_score)) if value is not None
-    }
-    if of_detector and detector == "auto":
-        raise InvalidOption("--weights and --min-score are for one detector: name it, such as --detector yunet.")
-    found = open_weights(model, checkpoint)
-    if found.equalised is None and equalise is None:
-        console.print("not recorded whether the weights learnt from equalised pictures: --equalise or --no-equalise?")
-    found.model.to("cuda" if torch.cuda.is_available() else "cpu")
-    if equalise is not None:
-        options["equalise"] = equalise
-    recognizer = EmotionRecognizer.of(found, detector=make_detector(detector, **of_detector), **options)
-    return recognizer, found.name
-
-
 def _look(recognizer: EmotionRecognizer, sources: Iterable[Path], every: float) -> Iterator[_Looked]:
     """Everything that is named, in its order; in folders the pictures first, then the videos, each by name."""
     from ferattn.errors import InvalidInput
@@ -186,24 +156,6 @@ def _look_into(recognizer: EmotionRecognizer, source: Path, every: float) -> Ite
         yield from _look(recognizer, [source / name for name in videos], every)
     else:
         yield from (_Looked(f"{source}/{name}", problem="a video in a zip: unpack it first") for name in videos)
-
-
-def read_pictures(
-    files: Source, items: Iterable[Item], source: Path
-) -> Iterator[tuple[str, str, NDArray[Any] | None]]:
-    """Of each picture in a folder or a zip where it is, and its pixels (RGB or gray) or else what the problem is."""
-    from ferattn.errors import InvalidInput
-    from ferattn.faces import read_picture
-
-    for item in items:
-        if item.problem == "not a picture":
-            continue
-        problem, image = item.problem, None
-        try:
-            image = None if problem else read_picture(files.read(item.name))
-        except InvalidInput as error:
-            problem = str(error)
-        yield f"{source}/{item.name}", problem, image
 
 
 def _lines(one: _Looked) -> list[str]:
