@@ -21,6 +21,7 @@ from ferattn.activations import ACTIVATIONS
 from ferattn.attention import ATTENTION
 from ferattn.backbones import BACKBONES, timm_backbones
 from ferattn.errors import FerattnError, InvalidOption, NoSite, UnknownChoice
+from hollow import hollow
 
 
 def _meta(name: str, **options: Any) -> Any:
@@ -29,13 +30,14 @@ def _meta(name: str, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
+@torch.no_grad()
 def test_every_first_class_name_builds(backbone: str) -> None:
     names = [name for name in list_models() if ferattn.ModelSpec.parse(name).backbone == backbone]
     assert len(names) == 16
     for name in names:
-        model = _meta(name)
+        model = hollow(name)
         assert str(model.spec) == name
-        assert model(torch.empty(2, 1, 48, 48, device="meta")).shape == (2, 7)
+        assert model(torch.zeros(1, 1, 48, 48)).shape == (1, 7)
         blocks = [model.get_submodule(site.path) for site in model.attention_sites]
         expected = ATTENTION.get(model.spec.attention)
         assert all(type(block) is expected for block in blocks)
@@ -168,7 +170,6 @@ def test_asking_wrongly_is_answered_clearly(
 def test_timm_knows_the_first_class_names() -> None:
     ours = [name for name in list_models() if name not in timm_backbones()]
     assert set(ours) <= set(timm.list_models())
-    assert timm.list_models("*cbam_elu") == sorted(list_models("*cbam_elu"), key=timm.list_models("*").index)
     model: Any = timm.create_model("resnetv2_50_cbam_elu", num_classes=7, in_chans=1)
     assert model(torch.randn(1, 1, 48, 48)).shape == (1, 7)
     assert str(model.spec) == "resnetv2_50_cbam_elu"
@@ -186,6 +187,8 @@ def test_nothing_of_timms_is_overwritten_or_shadowed() -> None:
         "import ferattn\n"
         "after = {name: timm.models.model_entrypoint(name) for name in timm.list_models()}\n"
         "assert all(after[name] is entrypoint for name, entrypoint in before.items())\n"
+        "ours = ferattn.list_models('*cbam_elu')\n"
+        "assert timm.list_models('*cbam_elu') == sorted(ours, key=list(after).index)\n"
         "print(len(after) - len(before))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
