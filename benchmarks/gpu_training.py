@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="so many, instead of fitting them to the time")
     parser.add_argument("--workers", type=int, help="processes for each grid")
     parser.add_argument("--only", help="one grid of the part")
+    parser.add_argument("--teacher", action="append", default=[], help="see `ferattn train --help`; for every run")
     parser.add_argument("--work", type=Path, help="folder of the runs, to go on with; by default a temporary one")
     parser.add_argument("--smoke", action="store_true", help="140 images, one epoch, two models, on the CPU")
     options = parser.parse_args()
@@ -119,6 +120,11 @@ def main() -> None:
             study.collect()
 
 
+def absolute(teacher: str) -> str:
+    """Where a run is, for processes that start elsewhere; the name of a model as it is."""
+    return str(Path(teacher).resolve()) if Path(teacher).is_dir() else teacher
+
+
 class Study:
     """The grids of one part, from plans to results."""
 
@@ -133,6 +139,8 @@ class Study:
         for number in chosen:
             name = part.grids[number]
             plan = replace(load_grid(STUDIES / f"{name}.toml"), data=options.data.resolve())
+            for teacher in options.teacher:
+                plan = replace(plan, options=(*plan.options, "--teacher", absolute(teacher)))
             if options.smoke:
                 plan = tiny(plan)
             self.plans[name] = plan

@@ -37,7 +37,7 @@ def test_every_part_has_its_grids(script: Any, tmp_path: Path) -> None:
     (tmp_path / "data.zip").touch()
     plans = {}
     for name, part in script.PARTS.items():
-        options = Namespace(part=name, data=tmp_path / "data.zip", minutes=9.0, smoke=False, workers=None)
+        options = Namespace(part=name, data=tmp_path / "data.zip", minutes=9.0, smoke=False, workers=None, teacher=[])
         study = script.Study(options, part, list(range(len(part.grids))), 0.0, tmp_path)
         plans |= study.plans
         assert list(study.workers.values()) == list(part.workers)
@@ -52,6 +52,13 @@ def test_every_part_has_its_grids(script: Any, tmp_path: Path) -> None:
     assert models == ["cnn_se", "resnet18_cbam", "resnetv2_50_cbam_elu"]
 
 
+def test_teachers_teach_every_run(script: Any, tmp_path: Path) -> None:
+    (tmp_path / "first").mkdir()
+    study = _study(script, "strong", tmp_path, {}, teacher=[f"{tmp_path}/first/../first", "cnn_se"])
+    for plan in study.plans.values():
+        assert plan.options[-4:] == ("--teacher", str(tmp_path / "first"), "--teacher", "cnn_se")
+
+
 def _trial_run(folder: Path, seconds: float, total: float) -> None:
     folder.mkdir(parents=True)
     (folder / "metrics.csv").write_text(f"epoch,seconds\n0,{2 * seconds}\n1,{seconds}\n")
@@ -60,7 +67,7 @@ def _trial_run(folder: Path, seconds: float, total: float) -> None:
 
 def test_epochs_are_fitted_to_the_time(script: Any, tmp_path: Path) -> None:
     part = script.PARTS["relu_elu"]
-    options = Namespace(part="relu_elu", data=tmp_path, minutes=9.0, smoke=False, workers=None)
+    options = Namespace(part="relu_elu", data=tmp_path, minutes=9.0, smoke=False, workers=None, teacher=[])
     study = script.Study(options, part, [0], 0.0, tmp_path)
     trial = study._trial(study.plans["relu_elu"])
     assert {cell.fraction for cell in trial.cells} == {0.25}
@@ -84,7 +91,15 @@ def test_epochs_are_fitted_to_the_time(script: Any, tmp_path: Path) -> None:
 def _study(script: Any, part: str, work: Path, slow: dict[str, float], **more: Any) -> Any:
     """A study whose runs only seem to run; trials take so many seconds for an epoch, or never finish."""
     chosen = script.PARTS[part]
-    asked = {"part": part, "data": work, "minutes": 9.0, "smoke": False, "workers": None, "epochs": None} | more
+    asked = {
+        "part": part,
+        "data": work,
+        "minutes": 9.0,
+        "smoke": False,
+        "workers": None,
+        "epochs": None,
+        "teacher": [],
+    } | more
     study = script.Study(
         Namespace(**asked), chosen, list(range(len(chosen.grids))), script.time.monotonic(), work / "runs"
     )

@@ -229,7 +229,7 @@ def test_a_test_that_an_earlier_run_learnt_from_is_not_reported(images: Path, tr
     run_ = _as_if_begun_with(trained, tmp_path / "run", split_seed=1)
     said = run("ship", run_, tmp_path / "out", "--data", images, *TERMS)
     assert said.startswith("2")
-    assert "the run began with weights that were trained on" in said
+    assert "the run builds on weights that were trained on" in said
     assert not (tmp_path / "out").exists()
 
 

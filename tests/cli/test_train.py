@@ -343,6 +343,52 @@ def test_a_run_begins_with_the_weights_of_another(images: Path, trained: Path, t
     assert ["--out RUN1 " in commands[0], "--warm-start RUN1" in commands[1], "ship RUN" in commands[2]] == [True] * 3
 
 
+def test_a_run_learns_from_the_answers_of_others(images: Path, trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "student"
+    options = ("--recipe", "luo2023", "--model", "cnn_se", "--data", images, *FAST, "--set", "epochs=1")
+    words = (*options, "--out", out, "--warm-start", trained, "--teacher", trained, "--teacher", "cnn_se")
+    words += ("--set", "distill_temperature=3")
+    said = run("train", *words)
+    assert said.startswith("0"), said
+    taught = RunFolder(out).config["teachers"]
+    assert [one["name"] for one in taught] == [None, "cnn_se"]
+    assert taught[0]["config"] == RunFolder(trained).config
+    assert taught[1]["config"]["recipe_name"] == "strong"
+    said = run("train", *options, "--out", out, "--warm-start", trained)
+    assert said.startswith("2")
+    assert "teachers was" in said
+    said = run("ship", out, tmp_path / "cnn_se", "--data", images, "--terms", "Toys.")
+    assert said.startswith("0"), said
+    facts = json.loads((tmp_path / "cnn_se" / "config.json").read_text())
+    first, second, third = facts["ferattn"]["commands"]  # what it was built on, once; then itself
+    assert "--out RUN1 " in first
+    assert "--warm-start RUN1 --teacher RUN1 --teacher cnn_se " in second
+    assert "--set distill_temperature=3.0" in second
+    assert "ship RUN" in third
+    card = (tmp_path / "cnn_se" / "README.md").read_text()
+    name = RunFolder(trained).config["data"]["dataset"]
+    assert f"It began with the weights of a run on {name} by the recipe `luo2023`, seed 0. It learnt from" in card
+    assert (
+        f"the answers of `cnn_se`, a run on {name} by the recipe `luo2023`, seed 0 and of `cnn_se`, a run on FER2013"
+        in card
+    )
+    assert "Toys. FER2013 (Goodfellow et al. 2013" in card
+    assert "(knowledge distillation, weight 0.9, temperature 3)" in card
+    for more, error in (
+        (("--teacher", tmp_path / "nowhere"), "the folder of a finished run, or the name of a model"),
+        (("--teacher", images), "config.json: cannot be read"),
+        (("--teacher", "cnn_sse"), "did you mean"),
+        (("--teacher", trained, "--teacher", trained), "has the same weights as another"),
+        (("--set", "distill_weight=0.5"), "distill_weight would change nothing: there is no --teacher"),
+        (("--teacher", trained, "--set", "distill_weight=0"), "distill_weight=0"),
+        (("--teacher", trained, "--set", "channels=3"), "set channels=1"),
+    ):
+        said = run("train", *options, "--out", tmp_path / "bad", *more)
+        assert said.startswith("2"), said
+        assert error in said.replace("\n", " ")
+        assert not (tmp_path / "bad").exists()
+
+
 def test_a_test_that_the_weights_have_seen_is_not_honest(tmp_path: Path) -> None:
     data = trees.jaffe_tree(tmp_path / "jaffe")
     options = ("--recipe", "luo2023", "--model", "cnn", "--data", data, *FAST, "--set", "epochs=1")
@@ -362,16 +408,20 @@ def test_a_test_that_the_weights_have_seen_is_not_honest(tmp_path: Path) -> None
     assert honest("same") == {True}
     other = ("other", "--fold", 4, "--warm-start", tmp_path / "first")
     said = train(*other)
-    assert "Not honest: the run began with weights that were" in said
+    assert "Not honest: the run builds on weights that were" in said
     assert "on 7 of its 7 test images" in said
     assert honest("other") == {False}
     assert "Not honest" in train(*other)  # finished: the same command leaves it as it is
     said = run("pool", tmp_path / "same", tmp_path / "other", "--json", tmp_path / "folds.json")
     assert "2 subjects, not honest" in said
     assert not json.loads((tmp_path / "folds.json").read_text())["honest"]
+    assert "Not honest: the run builds on weights that were" in train(
+        "taught", "--fold", 4, "--teacher", tmp_path / "first"
+    )
+    assert honest("taught") == {False}
     shutil.copy(tmp_path / "same" / "model.safetensors", tmp_path / "weights.safetensors")
     said = train("unknown", "--warm-start", tmp_path / "weights.safetensors")
-    assert "Not honest: the run began with weights of no known run" in said
+    assert "Not honest: the run builds on weights of no known run" in said
     assert honest("unknown") == {False}
 
 
@@ -419,7 +469,7 @@ def test_weights_of_the_package_count_as_a_warm_start(tmp_path: Path) -> None:
     data = trees.fer_tree(tmp_path / "fer", trees.fer_rows(3))
     options = ("--recipe", "luo2023", "--model", "cnn_se", "--data", data, *FAST, "--set", "epochs=1")
     said = run("train", *options, "--set", "pretrained=true", "--set", "norm=own", "--out", tmp_path / "run")
-    assert "Not honest: the run began with weights of FER2013 as it was then: 28709 and 3589 images" in said
+    assert "Not honest: the run builds on weights of FER2013 as it was then: 28709 and 3589 images" in said
     began = RunFolder(tmp_path / "run").config["warm_start"]
     assert (began["config"]["model"], began["given_away"]) == ("cnn_se", True)
     said = run("ship", tmp_path / "run", tmp_path / "out", "--data", data)

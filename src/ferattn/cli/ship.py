@@ -166,14 +166,14 @@ def _by_views(
 
 
 def _earlier(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """The configs of the runs whose weights a run began with, the nearest first, all of them known."""
+    """The configs of the runs that a run was built on, all of them known."""
     from ferattn.errors import InvalidOption
     from ferattn.training.lineage import earlier_configs
 
     found = earlier_configs(config)
     known = [link for link in found if link is not None]
     if len(known) < len(found):
-        raise InvalidOption("the run began with weights from a file, and what those learnt from is not known.")
+        raise InvalidOption("the run builds on weights from a file, and what those learnt from is not known.")
     return known
 
 
@@ -268,23 +268,40 @@ def _tag(config: dict[str, Any]) -> str:
 
 
 def _train_commands(config: dict[str, Any]) -> list[str]:
-    """What has to be typed to train the same again, from random weights on."""
-    chain = [config, *_earlier(config)][::-1]
+    """What has to be typed to train the same again, from random weights on: the runs it was built on come first."""
     own = config["data"]["dataset"]
     commands: list[str] = []
-    begin, where = None, "DATA"
-    for number, link in enumerate(chain, 1):
-        if begin is not None and link["warm_start"].get("given_away"):
-            commands.append(f"ferattn ship {begin} WEIGHTS{number - 1} --data {where}")
-            begin = f"WEIGHTS{number - 1}/model.safetensors"
+    made: dict[str, str] = {}  # the folders of runs, by their weights
+
+    def again(link: dict[str, Any], sha256: str | None) -> str:
+        """Type a run, once, after all that it needs; its folder."""
+        if sha256 in made:
+            return made[sha256]
+        begin = None if "warm_start" not in link else weights(link["warm_start"])
+        taught = [teacher["name"] or weights(teacher) for teacher in link.get("teachers", ())]
+        number = len(made) + 1
         where = "DATA" if link["data"]["dataset"] == own else f"DATA{number}"
-        out = "RUN" if number == len(chain) else f"RUN{number}"
-        commands.append(_train_command(link, where, out, begin))
-        begin = out
+        out = "RUN" if link is config else f"RUN{number}"
+        made[sha256 or ""] = out
+        commands.append(_train_command(link, where, out, begin, taught))
+        return out
+
+    def weights(origin: dict[str, Any]) -> str:
+        link = origin["config"]
+        if not origin.get("given_away"):
+            return again(link, origin["sha256"])
+        run = again(link, f"run of {origin['sha256']}")
+        folder = run.replace("RUN", "WEIGHTS")
+        where = "DATA" if link["data"]["dataset"] == own else run.replace("RUN", "DATA")
+        command = f"ferattn ship {run} {folder} --data {where}"
+        commands.extend([] if command in commands else [command])
+        return f"{folder}/model.safetensors"
+
+    again(config, None)
     return commands
 
 
-def _train_command(config: dict[str, Any], where: str, out: str, begin: str | None) -> str:
+def _train_command(config: dict[str, Any], where: str, out: str, begin: str | None, teachers: list[str]) -> str:
     from dataclasses import fields
 
     from ferattn.training import Recipe, load_recipe
@@ -296,6 +313,7 @@ def _train_command(config: dict[str, Any], where: str, out: str, begin: str | No
     words += ["--variant", config["variant"]] if config["variant"] else []
     words += ["--model", config["model"], "--data", where, "--out", out, "--seed", config["seed"]]
     words += ["--warm-start", begin] if begin else []
+    words += [word for teacher in teachers for word in ("--teacher", teacher)]
     for field in fields(recipe):
         value = getattr(recipe, field.name)
         if value != getattr(written, field.name):

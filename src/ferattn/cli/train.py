@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ferattn.data import FaceDataset
-    from ferattn.training import Recipe, RunFolder
+    from ferattn.training import Recipe, RunFolder, Teacher
 
     Opener = Callable[[Path, str, Recipe], FaceDataset]
 
@@ -39,6 +39,7 @@ class Job:
     fold: int
     limit: int | None
     warm_start: Path | None
+    teachers: list[str] | None
     accelerator: str
     devices: int
     num_nodes: int
@@ -96,6 +97,10 @@ def train(
     warm_start: Annotated[
         Path | None, typer.Option(help="Begin with the weights of this finished run, or of a .safetensors file.")
     ] = None,
+    teachers: Annotated[
+        list[str] | None,
+        typer.Option("--teacher", help="Learn from its answers too: a finished run, or a model's published weights."),
+    ] = None,
     accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
     devices: Annotated[int, typer.Option(help="Processes on each machine.")] = 1,
     num_nodes: Annotated[int, typer.Option(help="Machines.")] = 1,
@@ -122,6 +127,7 @@ def train(
         fold=fold,
         limit=limit,
         warm_start=warm_start,
+        teachers=teachers,
         accelerator=accelerator,
         devices=devices,
         num_nodes=num_nodes,
@@ -151,7 +157,7 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
     from ferattn.data import open_dataset
     from ferattn.data.opening import guess_kind
     from ferattn.errors import InvalidOption
-    from ferattn.training import Machine, fit, load_recipe, make_parts, warm_start
+    from ferattn.training import Machine, Teachers, fit, load_recipe, make_parts, warm_start
     from ferattn.training.lineage import earlier_configs, find_seen
     from ferattn.training.warm_start import normalization, origin, weights_file
 
@@ -162,6 +168,7 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
     load_recipe(job.recipe, None, job.variant)  # misspelt names are told before the data is read
     kind = guess_kind(job.data) if job.dataset is None else job.dataset
     settings = settings_of(job, kind)
+    masters = _open_teachers(job, kind)
     machine = Machine(
         accelerator=job.accelerator,
         devices=job.devices,
@@ -202,10 +209,11 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
     began = _shipped_weights(network) if fresh else job.warm_start
     if began is not None:
         about["warm_start"] = origin(began)
-        seen = find_seen(parts, dataset, earlier_configs(about))
-        if seen is not None:
-            parts = replace(parts, honest=False)
-            console.print(f"Not honest: {seen}. The accuracy may be too good.", markup=False)
+    seen = find_seen(parts, dataset, earlier_configs(about | {"teachers": [one.origin for one in masters]}))
+    if seen is not None:
+        parts = replace(parts, honest=False)
+        console.print(f"Not honest: {seen}. The accuracy may be too good.", markup=False)
+    teachers = Teachers(masters, parts.train.classes, channels=settings.channels) if masters else None
     if job.warm_start is not None:
         report = warm_start(network, job.warm_start, tuple(parts.train.classes))
         console.print(str(report), markup=False)
@@ -219,10 +227,50 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
             channels = settings.channels
             described: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
             described |= {name: values * (channels // len(values)) for name, values in known.items()}
-    run = fit(network, parts, settings, job.out, seed=job.seed, about=about, machine=machine)
+    run = fit(network, parts, settings, job.out, seed=job.seed, about=about, machine=machine, teachers=teachers)
     if run.finished and not job.checkpoints:
         shutil.rmtree(run.best.parent, ignore_errors=True)
     return run
+
+
+def _open_teachers(job: Job, kind: str) -> list[Teacher]:
+    """The networks that a job names as teachers: folders of finished runs, or models with published weights."""
+    from ferattn.cli.evaluate import open_run
+    from ferattn.errors import InvalidOption
+    from ferattn.predict import open_pretrained
+    from ferattn.training import RunFolder, Teacher
+    from ferattn.training.warm_start import origin
+
+    if not job.teachers:
+        for key in sorted({"distill_weight", "distill_temperature"} & _asked(job, kind)):
+            raise InvalidOption(f"{key} would change nothing: there is no --teacher.")
+        return []
+    found: list[Teacher] = []
+    for word in job.teachers:
+        folder = Path(word)
+        if folder.is_dir():
+            opened, about = open_run(RunFolder(folder), None), origin(folder)
+        elif "/" in word or folder.suffix == ".safetensors":
+            raise InvalidOption(f"--teacher {word}: the folder of a finished run, or the name of a model.")
+        else:
+            opened = open_pretrained(word)
+            file = _shipped_weights(opened.model)
+            about = {"sha256": None, "config": None, "given_away": True} if file is None else origin(file)
+        about |= {"name": None if folder.is_dir() else word}
+        if about["sha256"] in [one.origin["sha256"] for one in found]:
+            raise InvalidOption(f"--teacher {word}: it has the same weights as another.")
+        found.append(
+            Teacher(
+                model=opened.model,
+                transform=opened.transform,
+                classes=opened.classes,
+                size=opened.size,
+                channels=opened.channels,
+                name=word,
+                origin=about,
+            )
+        )
+    return found
 
 
 def _shipped_weights(network: Any) -> Path | None:

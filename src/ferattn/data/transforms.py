@@ -64,6 +64,10 @@ class Standardize(nn.Module):
             raise InvalidInput(f"images of {images.shape[-3]} channels; there are {len(self.mean)} means.")
         return (images - self._mean.to(images)).div_(self._std.to(images))
 
+    def undo(self, images: Tensor) -> Tensor:
+        """From standardized images to those on the scale from 0 to 1. Shape: (b, c, h, w)."""
+        return (images * self._std.to(images)).add_(self._mean.to(images))
+
 
 class BatchTransform(nn.Module):
     """8-bit images in, floating-point images out; augmented in training mode, only scaled in evaluation mode.

@@ -7,6 +7,7 @@ from ferattn.training.module import FaceClassifier, FaceData
 from ferattn.training.parts import Parts, make_parts, store
 from ferattn.training.predictions import Predictions, pool, predict
 from ferattn.training.recipe import Recipe, RecipePage, list_recipes, load_page, load_recipe
+from ferattn.training.teaching import Teacher, Teachers
 from ferattn.training.warm_start import warm_start
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "Recipe",
     "RecipePage",
     "RunFolder",
+    "Teacher",
+    "Teachers",
     "evaluate",
     "fit",
     "fit_temperature",

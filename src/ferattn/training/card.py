@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ferattn.data.contrast import mostly
-from ferattn.training.lineage import earlier_configs
 
 __all__ = ["DATA_TERMS", "make_card"]
 
@@ -214,17 +213,23 @@ def _making(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _began(config: Mapping[str, Any]) -> str:
-    runs = [
-        f"{link['data']['dataset']} by the recipe `{link['recipe_name']}`, seed {link['seed']}"
-        for link in earlier_configs(config)
-        if link is not None
-    ]
-    if not runs:
-        return ""
-    return (
-        f"It began with the weights of a run on {', which began with those of a run on '.join(runs)}. Images and "
-        "hours below are of the last run alone. "
-    )
+    runs, link = [], config
+    while "warm_start" in link:
+        link = link["warm_start"]["config"]
+        runs.append(_told(link))
+    told = f"It began with the weights of {', which began with those of '.join(runs)}. " if runs else ""
+    taught = [f"`{link['config']['model']}`, {_told(link['config'])}" for link in config.get("teachers", ())]
+    if taught:
+        settings = config["recipe"]
+        told += (
+            f"It learnt from the answers of {' and of '.join(taught)}, too (knowledge distillation, weight "
+            f"{settings['distill_weight']:g}, temperature {settings['distill_temperature']:g}). "
+        )
+    return f"{told}Images and hours below are of the last run alone. " if told else ""
+
+
+def _told(config: Mapping[str, Any]) -> str:
+    return f"a run on {config['data']['dataset']} by the recipe `{config['recipe_name']}`, seed {config['seed']}"
 
 
 def _weakest(made: Mapping[str, Any]) -> str:

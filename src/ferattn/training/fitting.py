@@ -36,6 +36,7 @@ from ferattn.training.parts import Parts, picture_size
 from ferattn.training.pictures import draw_confusion, draw_curves
 from ferattn.training.predictions import Predictions, predict
 from ferattn.training.recipe import Recipe
+from ferattn.training.teaching import Teachers
 
 __all__ = ["PRECISIONS", "Machine", "fit"]
 
@@ -94,6 +95,7 @@ def fit(
     seed: int = 0,
     about: Mapping[str, Any] | None = None,
     machine: Machine | None = None,
+    teachers: Teachers | None = None,
 ) -> RunFolder:
     """Train, keep the best epoch, and test it once.
 
@@ -108,6 +110,7 @@ def fit(
         seed: Of the order, the augmentation and dropout. The model's initial weights are the caller's.
         about: What else belongs into the config, such as the model's name.
         machine: Where and how.
+        teachers: Networks whose answers it learns from beside the labels.
 
     Returns:
         The folder, finished. In a run over several processes only the first one writes.
@@ -119,7 +122,7 @@ def fit(
     """
     machine = Machine() if machine is None else machine
     folder = RunFolder(Path(out))
-    config = _config(parts, recipe, seed, about or {}, machine)
+    config = _config(parts, recipe, seed, about or {}, machine, teachers)
     transform = _transform(model, parts, recipe, seed)
     classes = len(parts.train.classes)
     task = FaceClassifier(
@@ -131,6 +134,7 @@ def fit(
         class_weights=inverse_frequency(parts.train.counts()) if recipe.class_weights else None,
         channels_last=machine.channels_last,
         fixed_batches=machine.compile,
+        teachers=teachers,
     )
     data = FaceData(parts.train, parts.validation, batch_size=recipe.batch_size, seed=seed, workers=machine.workers)
     history = History(folder.path / "metrics.csv")
@@ -158,10 +162,14 @@ def fit(
     return folder
 
 
-def _config(parts: Parts, recipe: Recipe, seed: int, about: Mapping[str, Any], machine: Machine) -> dict[str, Any]:
+def _config(
+    parts: Parts, recipe: Recipe, seed: int, about: Mapping[str, Any], machine: Machine, teachers: Teachers | None
+) -> dict[str, Any]:
     shown = {"progress", "tensorboard", "checkpoint_epochs"}  # what does not change the result may change on resume
+    taught = {} if teachers is None else {"teachers": [dict(member.origin) for member in teachers.members]}
     return {
         **about,
+        **taught,
         "seed": seed,
         "recipe": recipe.to_dict(),
         "machine": {key: value for key, value in asdict(machine).items() if key not in shown},

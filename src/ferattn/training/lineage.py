@@ -1,4 +1,4 @@
-"""Runs that began with the weights of other runs: which those are, and whether they have seen this one's test."""
+"""Runs that others were built on, by their weights or their answers: which, and whether they have seen a test."""
 
 from __future__ import annotations
 
@@ -10,19 +10,24 @@ from ferattn.errors import FerattnError
 from ferattn.training.parts import Parts, divide
 from ferattn.training.recipe import Recipe
 
-__all__ = ["earlier_configs", "find_seen", "images_used"]
+__all__ = ["earlier_configs", "find_seen", "images_used", "origins"]
+
+
+def origins(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What a run was built on: the weights it began with, then its teachers'; see ``warm_start.origin``."""
+    began = [config["warm_start"]] if "warm_start" in config else []
+    return [*began, *config.get("teachers", ())]
 
 
 def earlier_configs(config: Mapping[str, Any]) -> list[dict[str, Any] | None]:
-    """The configs of the runs whose weights a run began with, the nearest first.
+    """The configs of the runs that a run was built on, and of those that they were built on.
 
-    None stands for a file of weights of which no run is known; nothing before it is known either.
+    Each is followed by its own. None stands for weights of no known run; nothing before them is known either.
     """
     found: list[dict[str, Any] | None] = []
-    link: Mapping[str, Any] | None = config
-    while link is not None and "warm_start" in link:
-        link = link["warm_start"]["config"]
-        found.append(None if link is None else dict(link))
+    for origin in origins(config):
+        link = origin["config"]
+        found += [None] if link is None else [dict(link), *earlier_configs(link)]
     return found
 
 
@@ -58,7 +63,7 @@ def find_seen(parts: Parts, dataset: FaceDataset, earlier: Iterable[Mapping[str,
     """
     for config in earlier:
         if config is None:
-            return "the run began with weights of no known run, which may have seen its test images"
+            return "the run builds on weights of no known run, which may have seen its test images"
         if config["data"]["dataset"] != dataset.name:
             continue
         try:
@@ -66,11 +71,11 @@ def find_seen(parts: Parts, dataset: FaceDataset, earlier: Iterable[Mapping[str,
             then = config["data"]["images"]
         except (FerattnError, LookupError, TypeError) as error:
             told = f"which images those have seen is unknown ({error!r})"
-            return f"the run began with weights of {dataset.name}, and {told}"
+            return f"the run builds on weights of {dataset.name}, and {told}"
         now = {role: len(images) for role, images in used.items()}
         if now != {"trained": then["train"], "chosen": then["validation"]}:
             return (
-                f"the run began with weights of {dataset.name} as it was then: {then['train']} and "
+                f"the run builds on weights of {dataset.name} as it was then: {then['train']} and "
                 f"{then['validation']} images to learn from and to choose on, now "
                 f"{now['trained']} and {now['chosen']}"
             )
@@ -79,7 +84,7 @@ def find_seen(parts: Parts, dataset: FaceDataset, earlier: Iterable[Mapping[str,
         for role, images in used.items():
             shared = _shared(parts, images)
             if shared:
-                return f"the run began with weights that were {role} on {shared}"
+                return f"the run builds on weights that were {role} on {shared}"
     return None
 
 

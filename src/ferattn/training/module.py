@@ -14,6 +14,7 @@ from ferattn.data import Batch, BatchTransform, CachedDataset, FaceDataset, Mixe
 from ferattn.errors import Diverged, InvalidOption, MissingDependency
 from ferattn.training.recipe import Recipe
 from ferattn.training.schedule import lr_factor
+from ferattn.training.teaching import Teachers, distillation_loss
 
 try:
     import lightning.pytorch as pl
@@ -72,6 +73,7 @@ class FaceClassifier(pl.LightningModule):
         class_weights: Weight of each class in the loss, shape (classes,).
         channels_last: Whether to keep images and weights in the channels-last memory format.
         fixed_batches: Whether to fill up smaller evaluation batches, so that a compiled model sees one shape only.
+        teachers: Whose answers it learns from beside the labels.
     """
 
     class_weights: Tensor | None
@@ -87,8 +89,12 @@ class FaceClassifier(pl.LightningModule):
         class_weights: Tensor | None = None,
         channels_last: bool = False,
         fixed_batches: bool = False,
+        teachers: Teachers | None = None,
     ) -> None:
         super().__init__()
+        self.teachers = teachers
+        if teachers is not None:
+            teachers.require(transform)
         self.fixed_batches, self._rows = fixed_batches, 0
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.to(memory_format=memory_format)
@@ -130,6 +136,10 @@ class FaceClassifier(pl.LightningModule):
         loss = F.cross_entropy(
             logits, targets, weight=self.class_weights, label_smoothing=self.recipe.label_smoothing
         )
+        if self.teachers is not None:
+            share, temperature = self.recipe.distill_weight, self.recipe.distill_temperature
+            answers = self.teachers(images, self.transform, temperature)
+            loss = (1 - share) * loss + share * distillation_loss(logits, answers, temperature)
         self._tallies["train"].add(loss, logits, batch.labels)
         self._watch(loss.detach())
         return loss
@@ -138,6 +148,11 @@ class FaceClassifier(pl.LightningModule):
         """Loss (plain cross-entropy) and accuracy of a batch."""
         logits = self(self.pictures(batch)[0]).float()
         self._tallies["val"].add(F.cross_entropy(logits, batch.labels), logits, batch.labels)
+
+    def on_fit_start(self) -> None:
+        """Have the teachers where the model is."""
+        if self.teachers is not None:
+            self.teachers.to(self.device, self.memory_format)
 
     def on_validation_start(self) -> None:
         """Look at the losses that have not been looked at, before anything is saved."""

@@ -66,6 +66,8 @@ class Recipe:
         clip_norm: Longest gradient; 0 for any.
         ema_decay: Of the moving average of the weights; 0 for none.
         drop_rate: Dropout before the classifier.
+        distill_weight: Share of the loss that is about the teachers' answers, in a run that has teachers.
+        distill_temperature: By which its logits and the teachers' are divided for that.
 
     Raises:
         InvalidOption: If a value is impossible, or contradicts another.
@@ -108,6 +110,8 @@ class Recipe:
     clip_norm: float = 0.0
     ema_decay: float = 0.0
     drop_rate: float = 0.0
+    distill_weight: float = 0.9
+    distill_temperature: float = 2.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -187,6 +191,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "clip_norm": (0, 1e9),
     "ema_decay": (0, 0.9999999),
     "drop_rate": (0, 0.999999),
+    "distill_weight": (1e-6, 1),
+    "distill_temperature": (0.01, 100),
 }
 
 
