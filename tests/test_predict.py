@@ -164,6 +164,24 @@ def test_a_video_frame_by_frame(film: Path, every: float, seen: list[int]) -> No
     assert [frame.faces[0].emotion for frame in frames] == ["dark" if index < 10 else "bright" for index in seen]
 
 
+def test_faces_of_a_video_are_followed_and_smoothed(film: Path) -> None:
+    def find(image: np.ndarray) -> list[tuple[float, ...]]:
+        """A face that stays, and from the bright half on a larger one beside it."""
+        return [(4, 4, 20, 20, 0.9), *([(30, 4, 30, 30, 0.9)] if image.mean() > 100 else [])]
+
+    frames = list(recognizer(detector=find).video(film, every=0.5))
+    assert [[face.track for face in frame.faces] for frame in frames] == [[0], [0], [1, 0], [1, 0]]
+    calm = list(recognizer(detector=find).video(film, every=0.5, smooth=1.0))
+    mixed = [frame.faces[-1].probabilities["bright"] for frame in calm]
+    each = [frame.faces[-1].probabilities["bright"] for frame in frames]
+    weights = [2**-0.5, 1]  # of the frame before, and of this one
+    assert mixed[0] == each[0]
+    assert mixed[1] == pytest.approx(np.average(each[:2], weights=weights))
+    assert mixed[2] == pytest.approx(np.average(each[:3], weights=[0.5, *weights]))
+    assert calm[2].faces[0].probabilities == frames[2].faces[0].probabilities  # who has just come
+    assert recognizer(detector=find)(PICTURE, channels="rgb")[0].track is None
+
+
 class Film:
     """A video whose frames come at other times, and of which some are missing."""
 
@@ -211,6 +229,8 @@ def test_bad_input(tmp_path: Path) -> None:
         next(recognizer().video(tmp_path / "bad.avi"))
     with pytest.raises(InvalidOption, match="every"):
         next(recognizer().video(tmp_path / "no.avi", every=-1))
+    with pytest.raises(InvalidOption, match="half-life of -1"):
+        next(recognizer().video(tmp_path / "no.avi", smooth=-1))
     for options, error, said in (
         ({"channels": 2}, InvalidOption, "channels=2"),
         ({"temperature": 0}, InvalidOption, "temperature"),

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,12 +23,21 @@ from torch import Tensor, nn
 from ferattn.data import AUGMENTATIONS, VIEWS, BatchTransform, Standardize, is_equalised, views
 from ferattn.data.contrast import mostly
 from ferattn.errors import InvalidInput, InvalidOption, choose
-from ferattn.faces import Detector, Face, crop, histogram_equalise, make_detector, read_picture
+from ferattn.faces import (
+    Detector,
+    Face,
+    FaceTracker,
+    crop,
+    histogram_equalise,
+    make_detector,
+    read_picture,
+    read_video,
+)
 from ferattn.faces.crops import Color, check_crop_options
 from ferattn.faces.pictures import Channels, Picture
-from ferattn.faces.yunet import import_cv2
 from ferattn.factory import create_model
 from ferattn.shipped import read_config
+from ferattn.smoothing import Smoother
 
 __all__ = [
     "EmotionRecognizer",
@@ -49,10 +57,12 @@ class RecognizedFace:
     Attributes:
         face: Where it is, in pixels of the upright picture.
         probabilities: Of each emotion, in the order of the network's outputs; they add up to 1.
+        track: In a video a number, the same in each frame in which the face was followed; None in pictures.
     """
 
     face: Face
     probabilities: Mapping[str, float]
+    track: int | None = None
 
     @property
     def emotion(self) -> str:
@@ -298,31 +308,36 @@ class EmotionRecognizer:
         faces = sorted(self.detector(image), key=lambda face: face.area, reverse=True)
         return [(face, self._crop(image, face)) for face in faces]
 
-    def video(self, path: str | Path, *, every: float = 0.0) -> Iterator[Frame]:
-        """The faces of a video, frame by frame; each frame for itself, nothing is smoothed.
+    def video(self, path: str | Path, *, every: float = 0.0, smooth: float = 0.0) -> Iterator[Frame]:
+        """The faces of a video, frame by frame, each with the number of its track (``ferattn.faces.FaceTracker``).
 
         Args:
             path: Of the file.
             every: Seconds from one frame that is looked at to the next; 0 for every frame.
+            smooth: Seconds after which what a face showed counts half: its probabilities are the weighted mean over
+                this and the earlier frames of its track. 0 for each frame by itself.
 
         Raises:
             InvalidInput: If the video cannot be read; it warns of one that ends early.
-            InvalidOption: If ``every`` is negative.
-            MissingDependency: If OpenCV is not installed.
+            InvalidOption: If ``every`` or ``smooth`` is negative.
+            MissingDependency: If OpenCV or SciPy is not installed.
         """
-        if not every >= 0:
-            raise InvalidOption(f"every={every!r}: seconds, 0 or more.")
+        tracker, memory = FaceTracker(), Smoother(smooth)
         times: deque[tuple[int, float]] = deque()
 
         def frames() -> Iterator[NDArray[np.uint8]]:
-            for index, seconds, image in _frames(Path(path), every):
+            for index, seconds, image in read_video(path, every=every):
                 times.append((index, seconds))
                 yield image
 
         # stream() reads on before it hands out: the times of what it has handed out are the first that wait.
         for faces in self.stream(frames(), channels="bgr"):
             index, seconds = times.popleft()
-            yield Frame(index, seconds, faces)
+            tracks = tracker([face.face for face in faces], seconds)
+            yield Frame(index, seconds, [
+                RecognizedFace(face.face, memory(track, face.probabilities, seconds), track)
+                for track, face in zip(tracks, faces, strict=True)
+            ])  # fmt: skip
 
     def _crop(self, image: NDArray[np.uint8], face: Face) -> NDArray[np.uint8]:
         color: Color = "gray" if self.channels == 1 or self.equalise else "rgb"
@@ -350,37 +365,3 @@ class EmotionRecognizer:
                 raise InvalidInput(f"the model has {logits.shape[-1]} outputs for {len(self.classes)} classes.")
             rows: list[list[float]] = (logits / self.temperature).softmax(-1).mean(1).tolist()
         return rows
-
-
-_MOST = 0.9  # of the frames that a video promises; some promise what they guess
-
-
-def _frames(path: Path, every: float) -> Iterator[tuple[int, float, NDArray[np.uint8]]]:
-    """Number, time and BGR pixels of the frames to look at."""
-    cv2 = import_cv2("video", "VideoCapture")
-    if not path.is_file():
-        raise InvalidInput(f"there is no video at {str(path)!r}")
-    film = cv2.VideoCapture(str(path))
-    try:
-        rate, promised = film.get(cv2.CAP_PROP_FPS), film.get(cv2.CAP_PROP_FRAME_COUNT)
-        usual = 1 / rate if rate > 0 else 0.0  # seconds from frame to frame
-        index, first, last, due = 0, 0.0, 0.0, 0.0
-        while film.grab():
-            # The frame's own time: phones and browsers record at changing rates. Not every file has it.
-            at = film.get(cv2.CAP_PROP_POS_MSEC) / 1e3
-            first = at if index == 0 else first
-            seconds = at - first if at - first > last or index == 0 else last + usual
-            last = seconds
-            if seconds >= due - 1e-6:
-                good, pixels = film.retrieve()
-                if good:
-                    yield index, seconds, pixels
-                while every and due <= seconds + 1e-6:
-                    due += every
-            index += 1
-    finally:
-        film.release()
-    if not index:
-        raise InvalidInput(f"cannot read {str(path)!r} as a video")
-    if index < _MOST * promised:
-        warnings.warn(f"{str(path)!r} ends after {index} of {promised:.0f} frames: is it damaged?", stacklevel=2)

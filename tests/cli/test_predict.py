@@ -65,14 +65,26 @@ def test_pictures_folders_and_zips(smile: Path, yunet_onnx: Path, tmp_path: Path
     }  # fmt: skip
 
 
-def test_a_video_has_times(tmp_path: Path) -> None:
+def test_a_video_has_times_and_tracks(tmp_path: Path) -> None:
     film = tmp_path / "film.avi"
     writer = cv2.VideoWriter(str(film), cv2.VideoWriter_fourcc(*"MJPG"), 10, (48, 48))
-    for _ in range(20):
-        writer.write(np.full((48, 48, 3), 90, np.uint8))
+    smiling = cv2.resize(cv2.cvtColor(astronaut()[65:176, 178:269], cv2.COLOR_RGB2BGR), (48, 48))
+    for number in range(20):
+        writer.write(smiling if number < 10 else np.full((48, 48, 3), 90, np.uint8))
     writer.release()
-    run("predict", film, "--detector", "none", "--every", "0.5", "--csv", tmp_path / "film.csv")
-    assert [line["seconds"] for line in rows(tmp_path / "film.csv")] == ["0.000", "0.500", "1.000", "1.500"]
+    happy = []
+    for seconds in ("0", "2"):
+        files = ("--csv", tmp_path / "film.csv", "--json", tmp_path / "film.json")
+        run("predict", film, "--detector", "none", "--every", "0.5", "--smooth", seconds, *files)
+        lines = rows(tmp_path / "film.csv")
+        assert [line["seconds"] for line in lines] == ["0.000", "0.500", "1.000", "1.500"]
+        assert [line["track"] for line in lines] == ["0"] * 4
+        report = json.loads((tmp_path / "film.json").read_text())
+        assert (report["smooth"], report["pictures"][3]["faces"][0]["track"]) == (float(seconds), 0)
+        happy.append([float(line["happy"]) for line in lines])
+    each, smoothed = happy
+    assert each[1] > 0.5 > each[2]
+    assert each[2] < smoothed[2] < each[1]
 
 
 def test_options_reach_the_recogniser(smile: Path, tmp_path: Path) -> None:
@@ -189,6 +201,7 @@ def test_mistakes_are_told(smile: Path, tmp_path: Path) -> None:
         ((smile, "--min-score", "0.5"), "name it, such as --detector yunet"),
         ((smile, "--tta", "five"), "ten-crop"),
         ((smile, "--every", "-1"), "--every -1"),
+        ((smile, "--smooth", "-1"), "--smooth -1"),
         ((smile, "--csv", tmp_path / "no" / "faces.csv"), "there is no folder"),
         ((smile, "--csv", tmp_path / "x", "--json", tmp_path / "x"), "is one file"),
         ((smile, "--checkpoint", tmp_path), "config.json"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +27,7 @@ from ferattn.cli.recognizer import (
 )
 
 if TYPE_CHECKING:
-    from ferattn.predict import EmotionRecognizer, RecognizedFace
+    from ferattn.predict import EmotionRecognizer, Frame, RecognizedFace
 
 __all__ = ["predict"]
 
@@ -60,6 +62,9 @@ def predict(
     equalise: EqualiseOption = None,
     tta: Annotated[str, typer.Option(help="Test-time views: none, flip or ten-crop.")] = "none",
     every: Annotated[float, typer.Option(help="Videos: seconds from one frame to the next; 0 for all.")] = 1.0,
+    smooth: Annotated[
+        float, typer.Option(help="Videos: seconds after which what a face showed counts half; 0 for no smoothing.")
+    ] = 0.0,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Also write a line for each face here.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write everything here.")] = None,
 ) -> None:
@@ -79,6 +84,8 @@ def predict(
         raise InvalidOption(f"--csv and --json: {str(csv_file)!r} is one file; give two.")
     if not every >= 0:
         raise InvalidOption(f"--every {every}: seconds, 0 or more.")
+    if not 0 <= smooth < math.inf:
+        raise InvalidOption(f"--smooth {smooth}: seconds, 0 or more.")
     console = Console(soft_wrap=True, highlight=False)
     recognizer, name = open_recognizer(
         model,
@@ -94,12 +101,12 @@ def predict(
     )
     looked: list[_Looked] = []
     try:
-        for one in _look(recognizer, sources, every):
+        for one in _look(recognizer, sources, partial(recognizer.video, every=every, smooth=smooth)):
             looked.append(one)
             console.print(Text("\n".join(_lines(one))))
     finally:  # what was seen is kept, whatever happened
         if looked:
-            _write_json(json_file, recognizer, name, looked)
+            _write_json(json_file, recognizer, name, smooth, looked)
             _write_csv(csv_file, looked, recognizer.classes)
     if not looked:
         raise InvalidInput(f"no pictures in {', '.join(map(str, sources))}.")
@@ -114,16 +121,18 @@ def predict(
         raise typer.Exit(1)
 
 
-def _look(recognizer: EmotionRecognizer, sources: Iterable[Path], every: float) -> Iterator[_Looked]:
+def _look(
+    recognizer: EmotionRecognizer, sources: Iterable[Path], video: Callable[[Path], Iterator[Frame]]
+) -> Iterator[_Looked]:
     """Everything that is named, in its order; in folders the pictures first, then the videos, each by name."""
     from ferattn.errors import InvalidInput
 
     for source in sources:
         try:
             if source.is_dir() or source.suffix.lower() == ".zip":
-                yield from _look_into(recognizer, source, every)
+                yield from _look_into(recognizer, source, video)
             elif source.suffix.lower() in VIDEOS:
-                for frame in recognizer.video(source, every=every):
+                for frame in video(source):
                     yield _Looked(str(source), frame.seconds, faces=frame.faces)
             else:
                 yield _Looked(str(source), faces=recognizer(source))
@@ -131,7 +140,9 @@ def _look(recognizer: EmotionRecognizer, sources: Iterable[Path], every: float) 
             yield _Looked(str(source), problem=str(error))
 
 
-def _look_into(recognizer: EmotionRecognizer, source: Path, every: float) -> Iterator[_Looked]:
+def _look_into(
+    recognizer: EmotionRecognizer, source: Path, video: Callable[[Path], Iterator[Frame]]
+) -> Iterator[_Looked]:
     """The pictures of a folder or a zip, one after the other, and the videos of a folder."""
     from ferattn.faces.sources import open_source
 
@@ -153,7 +164,7 @@ def _look_into(recognizer: EmotionRecognizer, source: Path, every: float) -> Ite
             yield replace(notes.popleft(), faces=faces)
         yield from notes
     if source.is_dir():
-        yield from _look(recognizer, [source / name for name in videos], every)
+        yield from _look(recognizer, [source / name for name in videos], video)
     else:
         yield from (_Looked(f"{source}/{name}", problem="a video in a zip: unpack it first") for name in videos)
 
@@ -168,7 +179,9 @@ def _lines(one: _Looked) -> list[str]:
     return found or [f"{where}  {one.problem or 'no face'}"]
 
 
-def _write_json(path: Path | None, recognizer: EmotionRecognizer, name: str, looked: list[_Looked]) -> None:
+def _write_json(
+    path: Path | None, recognizer: EmotionRecognizer, name: str, smooth: float, looked: list[_Looked]
+) -> None:
     from ferattn.cli.output import write_json
 
     report = {
@@ -178,6 +191,7 @@ def _write_json(path: Path | None, recognizer: EmotionRecognizer, name: str, loo
         "equalise": recognizer.equalise,
         "temperature": recognizer.temperature,
         "views": recognizer.views,
+        "smooth": smooth,
         "pictures": [_told(one) for one in looked],
     }
     write_json(path, report)
@@ -193,6 +207,7 @@ def _told(one: _Looked) -> dict[str, Any]:
             {
                 "box": list(face.face.box),
                 "score": face.face.score,
+                "track": face.track,
                 "emotion": face.emotion,
                 "probabilities": dict(face.probabilities),
             }
@@ -212,7 +227,7 @@ def _write_csv(path: Path | None, looked: Iterable[_Looked], classes: tuple[str,
         return
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    place = ("face", "x", "y", "width", "height", "score")
+    place = ("face", "x", "y", "width", "height", "score", "track")
     writer.writerow(["picture", "seconds", "problem", *place, "emotion", *classes])
     for one in looked:
         time = "" if one.seconds is None else f"{one.seconds:.3f}"
@@ -222,5 +237,6 @@ def _write_csv(path: Path | None, looked: Iterable[_Looked], classes: tuple[str,
             box = [f"{value:.1f}" for value in face.face.box]
             score = "" if face.face.score is None else f"{face.face.score:.4f}"
             shares = [f"{face.probabilities[name]:.6f}" for name in classes]
-            writer.writerow([one.name, time, "", number, *box, score, face.emotion, *shares])
+            track = "" if face.track is None else face.track
+            writer.writerow([one.name, time, "", number, *box, score, track, face.emotion, *shares])
     write_atomically(path, buffer.getvalue().encode())

@@ -20,12 +20,14 @@ from ferattn.faces.illumination import (
     local_binary_pattern,
 )
 from ferattn.faces.pictures import read_picture
+from ferattn.faces.video import FaceTracker, read_video
 
 __all__ = [
     "DETECTORS",
     "ILLUMINATION",
     "Detector",
     "Face",
+    "FaceTracker",
     "crop",
     "detect",
     "emboss",
@@ -36,4 +38,5 @@ __all__ = [
     "make_detector",
     "pick",
     "read_picture",
+    "read_video",
 ]

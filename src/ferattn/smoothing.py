@@ -1,0 +1,53 @@
+"""Probabilities over time, calmer than frame by frame."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from ferattn.errors import InvalidOption
+
+__all__ = ["Smoother"]
+
+
+class Smoother:
+    """The weighted mean of what a track showed until now, for one frame after the other.
+
+    With p the probabilities at the times t up to now, it is the sum of 2^-((now - t) / half_life) p over the sum of
+    those weights: the first frame counts as it is, and frames at changing rates as their times say.
+
+    Args:
+        half_life: Seconds after which a frame counts half; 0 forgets at once.
+
+    Raises:
+        InvalidOption: If it is negative or not finite.
+
+    >>> smoother = Smoother(1.0)
+    >>> smoother(0, {"happy": 1.0, "sad": 0.0}, 0.0)
+    {'happy': 1.0, 'sad': 0.0}
+    >>> smoother(0, {"happy": 0.25, "sad": 0.75}, 1.0)
+    {'happy': 0.5, 'sad': 0.5}
+    """
+
+    def __init__(self, half_life: float) -> None:
+        if not 0 <= half_life < math.inf:
+            raise InvalidOption(f"a half-life of {half_life!r}: seconds, 0 or more.")
+        self.half_life = half_life
+        self._seen: dict[int, tuple[float, float, list[float]]] = {}  # by track: when, sum of weights, weighted sums
+
+    def __call__(self, track: int, probabilities: Mapping[str, float], seconds: float) -> dict[str, float]:
+        """The mean of a track until now.
+
+        Args:
+            track: Its number.
+            probabilities: What it shows now.
+            seconds: When that is; never before the track's last.
+        """
+        now = list(probabilities.values())
+        if not self.half_life:
+            return dict(probabilities)
+        before, weight, sums = self._seen.get(track, (seconds, 0.0, [0.0] * len(now)))
+        kept = 0.5 ** ((seconds - before) / self.half_life)
+        weight, sums = kept * weight + 1, [kept * old + new for old, new in zip(sums, now, strict=True)]
+        self._seen[track] = (seconds, weight, sums)
+        return {name: total / weight for name, total in zip(probabilities, sums, strict=True)}
