@@ -278,6 +278,7 @@ class Study:
             "minutes": self.options.minutes,
             "seconds": time.monotonic() - self.begun,
             "workers": self.workers,
+            "teachers": self.options.teacher,
             "epochs": {name: plan.asked["set"].get("epochs") for name, plan in self.plans.items()},
             "trial": self.epochs,
             "runs": [entry for name, found in runs.items() for entry in figures(name, found)],

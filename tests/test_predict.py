@@ -17,6 +17,7 @@ from ferattn.data import AUGMENTATIONS, BatchTransform
 from ferattn.errors import InvalidInput, InvalidOption, UnknownChoice, WeightsMismatch
 from ferattn.faces import Face, crop, histogram_equalise
 from ferattn.predict import EmotionRecognizer, equalise_once, open_pretrained
+from ferattn.shipped import SHIPPED
 
 CLASSES = ("dark", "bright")
 PICTURE = np.zeros((40, 60, 3), np.uint8)
@@ -155,7 +156,8 @@ def film(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("every", "seen"), [(0.0, list(range(20))), (0.5, [0, 5, 10, 15]), (0.25, [0, 3, 5, 8, 10, 13, 15, 18])]
+    ("every", "seen"),
+    [(0.0, list(range(20))), (1e-9, list(range(20))), (0.5, [0, 5, 10, 15]), (0.25, [0, 3, 5, 8, 10, 13, 15, 18])],
 )
 def test_a_video_frame_by_frame(film: Path, every: float, seen: list[int]) -> None:
     frames = list(recognizer(detector="none", batch_size=3).video(film, every=every))
@@ -247,9 +249,20 @@ def test_bad_input(tmp_path: Path) -> None:
         open_pretrained("cnn_sse")
     with pytest.raises(WeightsMismatch, match="cnn_eca"):
         open_pretrained("cnn_eca")
+    with pytest.raises(InvalidOption, match="not a folder of weights that `ferattn ship` wrote"):
+        open_pretrained(f"local-dir:{tmp_path}")
     outputs = EmotionRecognizer(Brightness(), BatchTransform(AUGMENTATIONS["none"]), "abc", detector="none")
     with pytest.raises(InvalidInput, match="2 outputs for 3 classes"):
         outputs(PICTURE, channels="rgb")
+
+
+def test_a_folder_of_weights_is_what_its_model_is() -> None:
+    named, opened = open_pretrained("cnn_se"), open_pretrained(f"local-dir:{Path(str(SHIPPED)) / 'cnn_se'}")
+    images = torch.rand(3, 1, 48, 48)
+    assert torch.equal(opened.model(images), named.model(images))
+    for about in ("classes", "temperature", "size", "channels", "name", "equalised"):
+        assert getattr(opened, about) == getattr(named, about)
+    assert repr(opened.transform) == repr(named.transform)
 
 
 def test_the_published_weights_know_a_smile(yunet_onnx: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ferattn.errors import InvalidOption
+from ferattn.errors import InvalidInput, InvalidOption
 from ferattn.smoothing import Smoother
 
 FRAMES = st.lists(st.tuples(st.floats(0, 3), st.floats(0, 1)), min_size=1, max_size=9)
@@ -30,6 +30,16 @@ def test_no_half_life_is_each_frame_by_itself_and_tracks_are_apart() -> None:
         assert smoother(3, {"happy": 1.0}, 0.0) == {"happy": 1.0}
         assert smoother(4, {"happy": 0.2}, 0.5) == {"happy": 0.2}
         assert smoother(3, {"happy": 0.0}, 1.0)["happy"] == pytest.approx(wanted)
+
+
+def test_names_and_times_are_kept() -> None:
+    smoother = Smoother(1.0)
+    smoother(0, {"happy": 1.0, "sad": 0.0}, 1.0)
+    assert smoother(0, {"sad": 1.0, "happy": 0.0}, 1.0) == {"sad": 0.5, "happy": 0.5}
+    with pytest.raises(InvalidInput, match=r"at 0\.5 s came after one at 1\.0 s"):
+        smoother(0, {"happy": 1.0, "sad": 0.0}, 0.5)
+    with pytest.raises(InvalidInput, match="of happy; they were of"):
+        smoother(0, {"happy": 1.0}, 2.0)
 
 
 @pytest.mark.parametrize("half_life", [-1, float("nan"), float("inf")])

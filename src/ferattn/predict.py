@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ from ferattn.faces import (
 from ferattn.faces.crops import Color, check_crop_options
 from ferattn.faces.pictures import Channels, Picture
 from ferattn.factory import create_model
-from ferattn.shipped import read_config
+from ferattn.shipped import read_config, read_folder
 from ferattn.smoothing import Smoother
 
 __all__ = [
@@ -119,17 +120,25 @@ def open_pretrained(name: str) -> Pretrained:
     """A model with its published weights.
 
     Args:
-        name: Of a model whose weights classify emotions, such as ``"cnn_se"``.
+        name: Of a model whose weights classify emotions, such as ``"cnn_se"``; or, as timm has it, ``"local-dir:"``
+            and the path of a folder that ``ferattn ship`` wrote.
 
     Raises:
         InvalidOption: If its weights have no classifier of emotions.
         UnknownChoice: If there is no such model.
+        WeightsMismatch: If the files are damaged.
     """
-    shipped = read_config(name.partition(".")[0]) or {}
+    kind, _, path = name.partition(":")
+    if kind == "local-dir":
+        shipped = _read_shipment(Path(path))
+        model: Any = timm.create_model(name, pretrained=True)
+    else:
+        shipped = read_config(name.partition(".")[0]) or {}
+        channels, height, width = shipped.get("pretrained_cfg", {}).get("input_size") or (1, 48, 48)
+        outputs = shipped.get("num_classes", 7)
+        model = create_model(name, True, num_classes=outputs, in_chans=channels, img_size=(height, width))
     of_shipped = shipped.get("pretrained_cfg", {})
     channels, height, width = of_shipped.get("input_size") or (1, 48, 48)
-    outputs = shipped.get("num_classes", 7)
-    model: Any = create_model(name, True, num_classes=outputs, in_chans=channels, img_size=(height, width))
     about, report = model.pretrained_cfg, model.load_report
     classes = tuple(about.get("label_names") or ())
     if len(classes) != model.num_classes or any(key.startswith(f"{about['classifier']}.") for key in report.new):
@@ -147,6 +156,13 @@ def open_pretrained(name: str) -> Pretrained:
         name=f"{about['architecture']}.{about['tag']}" if about.get("tag") else report.source,
         equalised=mostly(ours.get("equalised_share")),
     )
+
+
+def _read_shipment(folder: Path) -> dict[str, Any]:
+    config = read_folder(folder) or {}
+    if not {"architecture", "label_names", "pretrained_cfg", "ferattn"} <= config.keys():
+        raise InvalidOption(f"local-dir:{folder}: not a folder of weights that `ferattn ship` wrote.")
+    return config
 
 
 def equalise_once(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -228,7 +244,7 @@ class EmotionRecognizer:
         """With the published weights of a model, calibrated where they are.
 
         Args:
-            name: Of a model whose weights classify emotions.
+            name: See :func:`open_pretrained`.
             options: Those of the class: ``detector``, ``margin``, ``views``, ...
 
         Raises:

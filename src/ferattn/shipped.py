@@ -14,7 +14,7 @@ from typing import Any
 
 from ferattn.errors import WeightsMismatch
 
-__all__ = ["SHIPPED", "describe", "read_config", "shipped_names"]
+__all__ = ["SHIPPED", "describe", "read_config", "read_folder", "shipped_names"]
 
 SHIPPED: Traversable = resources.files("ferattn") / "pretrained"
 """Where the folders lie."""
@@ -33,13 +33,22 @@ def read_config(name: str) -> dict[str, Any] | None:
     Raises:
         WeightsMismatch: If the file is damaged.
     """
-    file = SHIPPED / name / "config.json"
+    return read_folder(SHIPPED / name)
+
+
+def read_folder(folder: Traversable) -> dict[str, Any] | None:
+    """The config in a folder of weights; None if there is none.
+
+    Raises:
+        WeightsMismatch: If the file is damaged.
+    """
+    file = folder / "config.json"
     if not file.is_file():
         return None
     try:
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise WeightsMismatch(f"the shipped weights of {name} are damaged: {file} ({error}).") from error
+        raise WeightsMismatch(f"the shipped weights of {folder.name} are damaged: {file} ({error}).") from error
     return config
 
 

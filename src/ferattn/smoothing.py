@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from ferattn.errors import InvalidOption
+from ferattn.errors import InvalidInput, InvalidOption
 
 __all__ = ["Smoother"]
 
@@ -33,7 +33,8 @@ class Smoother:
         if not 0 <= half_life < math.inf:
             raise InvalidOption(f"a half-life of {half_life!r}: seconds, 0 or more.")
         self.half_life = half_life
-        self._seen: dict[int, tuple[float, float, list[float]]] = {}  # by track: when, sum of weights, weighted sums
+        # By track: when it was last, the sum of the weights, the weighted sums.
+        self._seen: dict[int, tuple[float, float, dict[str, float]]] = {}
 
     def __call__(self, track: int, probabilities: Mapping[str, float], seconds: float) -> dict[str, float]:
         """The mean of a track until now.
@@ -41,13 +42,19 @@ class Smoother:
         Args:
             track: Its number.
             probabilities: What it shows now.
-            seconds: When that is; never before the track's last.
+            seconds: When that is.
+
+        Raises:
+            InvalidInput: If that is before the track's last frame, or there are other names than then.
         """
-        now = list(probabilities.values())
         if not self.half_life:
             return dict(probabilities)
-        before, weight, sums = self._seen.get(track, (seconds, 0.0, [0.0] * len(now)))
+        before, weight, sums = self._seen.get(track, (seconds, 0.0, dict.fromkeys(probabilities, 0.0)))
+        if not seconds >= before:
+            raise InvalidInput(f"a frame at {seconds} s came after one at {before} s.")
+        if sums.keys() != probabilities.keys():
+            raise InvalidInput(f"probabilities of {', '.join(probabilities)}; they were of {', '.join(sums)}.")
         kept = 0.5 ** ((seconds - before) / self.half_life)
-        weight, sums = kept * weight + 1, [kept * old + new for old, new in zip(sums, now, strict=True)]
+        weight, sums = kept * weight + 1, {name: kept * sums[name] + new for name, new in probabilities.items()}
         self._seen[track] = (seconds, weight, sums)
-        return {name: total / weight for name, total in zip(probabilities, sums, strict=True)}
+        return {name: total / weight for name, total in sums.items()}

@@ -75,13 +75,15 @@ def test_a_video_has_times_and_tracks(tmp_path: Path) -> None:
     happy = []
     for seconds in ("0", "2"):
         files = ("--csv", tmp_path / "film.csv", "--json", tmp_path / "film.json")
-        run("predict", film, "--detector", "none", "--every", "0.5", "--smooth", seconds, *files)
+        assert run("predict", film, "--detector", "none", "--every", "0.5", "--smooth", seconds, *files)[0] == "0"
         lines = rows(tmp_path / "film.csv")
         assert [line["seconds"] for line in lines] == ["0.000", "0.500", "1.000", "1.500"]
         assert [line["track"] for line in lines] == ["0"] * 4
         report = json.loads((tmp_path / "film.json").read_text())
         assert (report["smooth"], report["pictures"][3]["faces"][0]["track"]) == (float(seconds), 0)
         happy.append([float(line["happy"]) for line in lines])
+    assert "frames: 20," in run("predict", film, "--detector", "none", "--smooth", "0.1")
+    assert "frames: 2," in run("predict", film, "--detector", "none")
     each, smoothed = happy
     assert each[1] > 0.5 > each[2]
     assert each[2] < smoothed[2] < each[1]
@@ -202,6 +204,8 @@ def test_mistakes_are_told(smile: Path, tmp_path: Path) -> None:
         ((smile, "--tta", "five"), "ten-crop"),
         ((smile, "--every", "-1"), "--every -1"),
         ((smile, "--smooth", "-1"), "--smooth -1"),
+        ((smile, "--smooth", "0.2"), "there is no video among"),
+        ((tmp_path / "empty", "--smooth", "0.2", "--every", "1"), "look more often"),
         ((smile, "--csv", tmp_path / "no" / "faces.csv"), "there is no folder"),
         ((smile, "--csv", tmp_path / "x", "--json", tmp_path / "x"), "is one file"),
         ((smile, "--checkpoint", tmp_path), "config.json"),

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from ferattn.cli import app, workers
 from ferattn.cli.study import Cell, Grid, carry_out_study, load_grid
 from ferattn.cli.study_report import write_report
+from ferattn.cli.teachers import teacher_origin
 from ferattn.cli.workers import Plan, carry_out_all, gpus, threads
 from ferattn.errors import FerattnError, InvalidOption
 from ferattn.statistics import holm, sign_flip, summarize
@@ -268,6 +269,22 @@ def test_a_study_runs_resumes_and_reports(tmp_path: Path, monkeypatch: pytest.Mo
         RunFolder(folder).predictions("test").logits for folder in (tmp_path / "alone", out / "runs/cnn_se-seed3")
     ]
     np.testing.assert_allclose(twins[0], twins[1], atol=1e-5)
+    # Taught and untaught runs are not one study's.
+    path.write_text(GRID.replace('"--no-tensorboard"', '"--no-tensorboard", "--teacher", "cnn_se"'))
+    result = CliRunner().invoke(app, ["study", str(path), "--out", str(out), "--no-train"])
+    assert result.exit_code == 2
+    teacher = teacher_origin("cnn_se")
+    assert f"teachers was [], now ['{teacher['sha256']}']" in result.output.replace("\n", "")
+    before = {file: file.read_text() for file in out.glob("runs/*/config.json")}
+    for file, text in before.items():
+        file.write_text(json.dumps(json.loads(text) | {"teachers": [teacher]}))
+    result = CliRunner().invoke(app, ["study", str(path), "--out", str(out), "--no-train"])
+    assert result.exit_code == 0, result.output
+    told = f"Learnt from the answers of cnn_se (SHA-256 {teacher['sha256'][:12]}) too: weight 0.9, temperature 2."
+    assert told in (out / "report.md").read_text()
+    for file, text in before.items():
+        file.write_text(text)
+    path.write_text(GRID)
     (out / "runs" / "cnn-seed3" / "results.json").unlink()
     result = CliRunner().invoke(app, ["study", str(path), "--out", str(out), "--no-train"])
     assert "3 of them done" in result.output

@@ -347,24 +347,28 @@ def test_a_run_learns_from_the_answers_of_others(images: Path, trained: Path, tm
     out = tmp_path / "student"
     options = ("--recipe", "luo2023", "--model", "cnn_se", "--data", images, *FAST, "--set", "epochs=1")
     words = (*options, "--out", out, "--warm-start", trained, "--teacher", trained, "--teacher", "cnn_se")
-    words += ("--set", "distill_temperature=3")
+    words += ("--set", "distill_temperature=3", "--precision", "bf16", "--channels-last")
     said = run("train", *words)
     assert said.startswith("0"), said
     taught = RunFolder(out).config["teachers"]
-    assert [one["name"] for one in taught] == [None, "cnn_se"]
+    assert [one["given_away"] for one in taught] == [False, True]
     assert taught[0]["config"] == RunFolder(trained).config
     assert taught[1]["config"]["recipe_name"] == "strong"
     said = run("train", *options, "--out", out, "--warm-start", trained)
     assert said.startswith("2")
-    assert "teachers was" in said
+    assert "teachers was [" in said
+    assert len(said) < 600
     said = run("ship", out, tmp_path / "cnn_se", "--data", images, "--terms", "Toys.")
     assert said.startswith("0"), said
     facts = json.loads((tmp_path / "cnn_se" / "config.json").read_text())
-    first, second, third = facts["ferattn"]["commands"]  # what it was built on, once; then itself
+    first, *of_cnn_se, shipped, own, last = facts["ferattn"]["commands"]  # what it was built on, once; then itself
     assert "--out RUN1 " in first
-    assert "--warm-start RUN1 --teacher RUN1 --teacher cnn_se " in second
-    assert "--set distill_temperature=3.0" in second
-    assert "ship RUN" in third
+    number = 1 + len(of_cnn_se)
+    assert all(f"--data DATA2 --out RUN{row} " in line for row, line in enumerate(of_cnn_se, 2))
+    assert shipped == f"ferattn ship RUN{number} WEIGHTS{number} --data DATA2"
+    assert f"--warm-start RUN1 --teacher RUN1 --teacher local-dir:WEIGHTS{number} " in own
+    assert "--set distill_temperature=3.0" in own
+    assert "ship RUN" in last
     card = (tmp_path / "cnn_se" / "README.md").read_text()
     name = RunFolder(trained).config["data"]["dataset"]
     assert f"It began with the weights of a run on {name} by the recipe `luo2023`, seed 0. It learnt from" in card
@@ -375,8 +379,13 @@ def test_a_run_learns_from_the_answers_of_others(images: Path, trained: Path, tm
     assert "Toys. FER2013 (Goodfellow et al. 2013" in card
     assert "(knowledge distillation, weight 0.9, temperature 3)" in card
     for more, error in (
-        (("--teacher", tmp_path / "nowhere"), "the folder of a finished run, or the name of a model"),
+        (
+            ("--teacher", tmp_path / "nowhere"),
+            "the folder of a finished run, the name of a model, or local-dir:FOLDER",
+        ),
         (("--teacher", images), "config.json: cannot be read"),
+        (("--teacher", tmp_path / "cnn_se"), f"Weights to give away: local-dir:{tmp_path / 'cnn_se'}"),
+        (("--teacher", f"local-dir:{tmp_path}"), "not a folder of weights"),
         (("--teacher", "cnn_sse"), "did you mean"),
         (("--teacher", trained, "--teacher", trained), "has the same weights as another"),
         (("--set", "distill_weight=0.5"), "distill_weight would change nothing: there is no --teacher"),

@@ -337,6 +337,20 @@ def test_an_interrupted_run_ends_in_the_same_weights(
     assert first == second
 
 
+def test_a_run_from_before_a_setting_was_there_goes_on(tmp_path: Path) -> None:
+    folder = run(tmp_path / "run", epochs=1)
+    config = json.loads((folder.path / "config.json").read_text())
+    del config["recipe"]["distill_weight"]
+    (folder.path / "config.json").write_text(json.dumps(config))
+    assert run(tmp_path / "run", epochs=1).finished
+    with pytest.raises(InvalidOption, match=r"recipe\.distill_weight was 0\.9, now 0\.5\."):
+        run(tmp_path / "run", epochs=1, distill_weight=0.5)
+    config["recipe"]["gone"] = 1  # a setting that there is no more may have done anything
+    (folder.path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InvalidOption, match=r"recipe\.gone was 1, now None"):
+        run(tmp_path / "run", epochs=1)
+
+
 SCRIPT = """
 import sys, pathlib
 sys.path[:0] = {paths!r}

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,9 +19,10 @@ from ferattn.errors import InvalidOption
 from ferattn.training import FaceClassifier, Machine, RunFolder, Teacher, Teachers, fit
 from ferattn.training.teaching import distillation_loss
 from training import faces
+from training.test_fitting import _interrupt, _Killed, same
 
 CPU = Machine(accelerator="cpu")
-ORIGIN = {"sha256": "0" * 64, "config": None, "given_away": False, "name": None}
+ORIGIN = {"sha256": "0" * 64, "config": None, "given_away": False}
 
 
 def transform(normalize: nn.Module | None = None, size: int | None = None) -> BatchTransform:
@@ -134,7 +136,7 @@ def test_temperature_changes_what_is_learnt(tmp_path: Path) -> None:
         recipe = faces.recipe(epochs=1, distill_temperature=temperature)
         folder = fit(faces.network(seed=2), faces.parts(), recipe, tmp_path / str(temperature), machine=CPU,
                      teachers=taught)  # fmt: skip
-        losses.add((folder.path / "metrics.csv").read_text())
+        losses.add(np.genfromtxt(folder.path / "metrics.csv", delimiter=",", names=True)["train_loss"].item())
     assert len(losses) == 2
 
 
@@ -145,9 +147,25 @@ def test_a_run_is_not_resumed_with_other_teachers(tmp_path: Path) -> None:
     recipe = faces.recipe(epochs=1)
     fit(faces.network(), faces.parts(), recipe, tmp_path / "run", machine=CPU, teachers=taught("a"))
     assert RunFolder(tmp_path / "run").config["teachers"][0]["sha256"] == "a"
-    for other in (taught("b"), None):
-        with pytest.raises(InvalidOption, match="teachers was"):
+    for other, said in ((taught("b"), "teachers.0.sha256 was 'a', now 'b'"), (None, "teachers was .* now None")):
+        with pytest.raises(InvalidOption, match=said):
             fit(faces.network(), faces.parts(), recipe, tmp_path / "run", machine=CPU, teachers=other)
+
+
+def test_an_interrupted_student_ends_in_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def student(out: str) -> RunFolder:
+        taught = Teachers([teacher(faces.network(seed=3, norm=True))], faces.CLASSES, channels=1)
+        recipe = faces.recipe(epochs=4, ema_decay=0.9)
+        model = faces.network(norm=True, dropout=0.3)
+        return fit(model, faces.parts(), recipe, tmp_path / out, machine=CPU, teachers=taught)
+
+    whole = student("whole")
+    with monkeypatch.context() as patch:
+        _interrupt(patch, "last.ckpt", 2)
+        with pytest.raises(_Killed):
+            student("cut")
+    assert not RunFolder(tmp_path / "cut").finished
+    assert same(whole, student("cut"))
 
 
 def test_what_cannot_be_taught_is_told() -> None:

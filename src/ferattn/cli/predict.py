@@ -61,7 +61,10 @@ def predict(
     align: AlignOption = True,
     equalise: EqualiseOption = None,
     tta: Annotated[str, typer.Option(help="Test-time views: none, flip or ten-crop.")] = "none",
-    every: Annotated[float, typer.Option(help="Videos: seconds from one frame to the next; 0 for all.")] = 1.0,
+    every: Annotated[
+        float | None,
+        typer.Option(help="Videos: seconds from one frame to the next, 0 for all; by default 1, with --smooth 0."),
+    ] = None,
     smooth: Annotated[
         float, typer.Option(help="Videos: seconds after which what a face showed counts half; 0 for no smoothing.")
     ] = 0.0,
@@ -82,10 +85,17 @@ def predict(
         require_writable(option, path)
     if csv_file is not None and json_file is not None and csv_file.resolve() == json_file.resolve():
         raise InvalidOption(f"--csv and --json: {str(csv_file)!r} is one file; give two.")
-    if not every >= 0:
-        raise InvalidOption(f"--every {every}: seconds, 0 or more.")
-    if not 0 <= smooth < math.inf:
-        raise InvalidOption(f"--smooth {smooth}: seconds, 0 or more.")
+    if every is None:
+        every = 0.0 if smooth else 1.0
+    for option, seconds in (("--every", every), ("--smooth", smooth)):
+        if not 0 <= seconds < math.inf:
+            raise InvalidOption(f"{option} {seconds:g}: seconds, 0 or more.")
+    if smooth and not any(source.is_dir() or source.suffix.lower() in VIDEOS for source in sources):
+        raise InvalidOption(f"--smooth {smooth:g}: there is no video among {', '.join(map(str, sources))}.")
+    if 0 < smooth < every:
+        raise InvalidOption(
+            f"--smooth {smooth:g} --every {every:g}: of a frame so long ago little is left; look more often."
+        )
     console = Console(soft_wrap=True, highlight=False)
     recognizer, name = open_recognizer(
         model,

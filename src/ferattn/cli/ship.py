@@ -269,35 +269,35 @@ def _tag(config: dict[str, Any]) -> str:
 
 def _train_commands(config: dict[str, Any]) -> list[str]:
     """What has to be typed to train the same again, from random weights on: the runs it was built on come first."""
-    own = config["data"]["dataset"]
+    data = {config["data"]["dataset"]: "DATA"}
     commands: list[str] = []
-    made: dict[str, str] = {}  # the folders of runs, by their weights
+    runs: list[tuple[dict[str, Any], str, str]] = []  # config, folder and data of each that was typed
 
-    def again(link: dict[str, Any], sha256: str | None) -> str:
-        """Type a run, once, after all that it needs; its folder."""
-        if sha256 in made:
-            return made[sha256]
-        begin = None if "warm_start" not in link else weights(link["warm_start"])
-        taught = [teacher["name"] or weights(teacher) for teacher in link.get("teachers", ())]
-        number = len(made) + 1
-        where = "DATA" if link["data"]["dataset"] == own else f"DATA{number}"
-        out = "RUN" if link is config else f"RUN{number}"
-        made[sha256 or ""] = out
-        commands.append(_train_command(link, where, out, begin, taught))
-        return out
+    def again(link: dict[str, Any]) -> tuple[str, str]:
+        """Type a run, once, after all that it needs; its folder and its data."""
+        for typed, folder, where in runs:
+            if typed == link:
+                return folder, where
+        begin = None if "warm_start" not in link else weights(link["warm_start"], "{}/model.safetensors")
+        teachers = [weights(teacher, "local-dir:{}") for teacher in link.get("teachers", ())]
+        number = len(runs) + 1
+        where = data.setdefault(link["data"]["dataset"], f"DATA{number}")
+        folder = "RUN" if link is config else f"RUN{number}"
+        runs.append((link, folder, where))
+        commands.append(_train_command(link, where, folder, begin, teachers))
+        return folder, where
 
-    def weights(origin: dict[str, Any]) -> str:
-        link = origin["config"]
+    def weights(origin: dict[str, Any], form: str) -> str:
+        """Type the run that weights come from, and how they were given away if they were; what to call them."""
+        run, where = again(origin["config"])
         if not origin.get("given_away"):
-            return again(link, origin["sha256"])
-        run = again(link, f"run of {origin['sha256']}")
+            return run
         folder = run.replace("RUN", "WEIGHTS")
-        where = "DATA" if link["data"]["dataset"] == own else run.replace("RUN", "DATA")
         command = f"ferattn ship {run} {folder} --data {where}"
         commands.extend([] if command in commands else [command])
-        return f"{folder}/model.safetensors"
+        return form.format(folder)
 
-    again(config, None)
+    again(config)
     return commands
 
 

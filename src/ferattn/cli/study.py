@@ -286,9 +286,11 @@ def _words(plan: Grid, cell: Cell, seed: int, folder: Path) -> list[str]:
 def _require_same_grid(run: RunFolder, plan: Grid, cell: Cell, seed: int) -> None:
     """Refuse to mix the runs of two grids in one report: everything a worker would be told now, said then."""
     from ferattn.cli.ship import KINDS
+    from ferattn.cli.teachers import teacher_origin
     from ferattn.cli.train import settings_of
     from ferattn.cli.workers import job_of
     from ferattn.errors import InvalidOption
+    from ferattn.training import Recipe
     from ferattn.training.folder import differences
 
     config = run.config
@@ -297,10 +299,12 @@ def _require_same_grid(run: RunFolder, plan: Grid, cell: Cell, seed: int) -> Non
     wanted = settings_of(job, kind).to_dict()
     if job.limit is not None:
         wanted["batch_size"] = min(wanted["batch_size"], config["data"]["images"]["train"])  # a smoke run shrinks it
-    now = {"model": job.model, "recipe_name": job.recipe, "variant": job.variant, "limit": job.limit}
+    now: dict[str, Any] = {"model": job.model, "recipe_name": job.recipe, "variant": job.variant, "limit": job.limit}
     now |= {"split_seed": job.split_seed, "fold": job.fold, "seed": job.seed, "precision": job.precision}
     was = {key: config.get(key) for key in now} | {"precision": config["machine"]["precision"]}
-    changed = differences(was, now) + differences(config["recipe"], wanted, "recipe")
+    now |= {"teachers": [teacher_origin(word)["sha256"] for word in job.teachers or ()]}
+    was |= {"teachers": [origin["sha256"] for origin in config.get("teachers", ())]}
+    changed = differences(was, now) + differences(Recipe().to_dict() | config["recipe"], wanted, "recipe")
     if changed:
         raise InvalidOption(f"{run.path}: made by another grid; {'; '.join(changed)}. Give another --out.")
 

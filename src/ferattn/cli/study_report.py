@@ -140,6 +140,24 @@ def _introduction(finished: Finished, plan: Grid) -> list[str]:
         f"{test['images']} test images, {some.config['data']['images']['train']} training images, seeds "
         f"{', '.join(map(str, plan.seeds))}. Accuracy in percent; every seed is printed, none is chosen.",
         "",
+        *_taught(some.config),
+    ]
+
+
+def _taught(config: Mapping[str, Any]) -> list[str]:
+    """Whose answers every run has learnt from; the runs of a report have the same teachers."""
+    if "teachers" not in config:
+        return []
+    told = [
+        f"{'weights of no known run' if of is None else of['model']} (SHA-256 {origin['sha256'][:12]})"
+        for origin in config["teachers"]
+        for of in [origin["config"]]
+    ]
+    recipe = config["recipe"]
+    return [
+        f"Learnt from the answers of {', '.join(told)} too: weight {recipe['distill_weight']:g}, temperature "
+        f"{recipe['distill_temperature']:g}.",
+        "",
     ]
 
 

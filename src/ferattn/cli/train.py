@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ferattn.data import FaceDataset
-    from ferattn.training import Recipe, RunFolder, Teacher
+    from ferattn.training import Recipe, RunFolder
 
     Opener = Callable[[Path, str, Recipe], FaceDataset]
 
-__all__ = ["Job", "build_model", "carry_out", "recipes", "settings_of", "train"]
+__all__ = ["Job", "build_model", "carry_out", "recipes", "settings_of", "shipped_file", "train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,10 @@ def train(
     ] = None,
     teachers: Annotated[
         list[str] | None,
-        typer.Option("--teacher", help="Learn from its answers too: a finished run, or a model's published weights."),
+        typer.Option(
+            "--teacher",
+            help="Learn from its answers too: a finished run, a model's published weights, local-dir:FOLDER.",
+        ),
     ] = None,
     accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
     devices: Annotated[int, typer.Option(help="Processes on each machine.")] = 1,
@@ -154,6 +157,7 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
     """
     import torch
 
+    from ferattn.cli.teachers import open_teachers
     from ferattn.data import open_dataset
     from ferattn.data.opening import guess_kind
     from ferattn.errors import InvalidOption
@@ -168,7 +172,9 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
     load_recipe(job.recipe, None, job.variant)  # misspelt names are told before the data is read
     kind = guess_kind(job.data) if job.dataset is None else job.dataset
     settings = settings_of(job, kind)
-    masters = _open_teachers(job, kind)
+    for key in sorted({"distill_weight", "distill_temperature"} & (set() if job.teachers else _asked(job, kind))):
+        raise InvalidOption(f"{key} would change nothing: there is no --teacher.")
+    masters = open_teachers(job.teachers or (), settings.channels)
     machine = Machine(
         accelerator=job.accelerator,
         devices=job.devices,
@@ -206,7 +212,7 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
         "limit": job.limit,
     }
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    began = _shipped_weights(network) if fresh else job.warm_start
+    began = shipped_file(network) if fresh else job.warm_start
     if began is not None:
         about["warm_start"] = origin(began)
     seen = find_seen(parts, dataset, earlier_configs(about | {"teachers": [one.origin for one in masters]}))
@@ -233,47 +239,7 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
     return run
 
 
-def _open_teachers(job: Job, kind: str) -> list[Teacher]:
-    """The networks that a job names as teachers: folders of finished runs, or models with published weights."""
-    from ferattn.cli.evaluate import open_run
-    from ferattn.errors import InvalidOption
-    from ferattn.predict import open_pretrained
-    from ferattn.training import RunFolder, Teacher
-    from ferattn.training.warm_start import origin
-
-    if not job.teachers:
-        for key in sorted({"distill_weight", "distill_temperature"} & _asked(job, kind)):
-            raise InvalidOption(f"{key} would change nothing: there is no --teacher.")
-        return []
-    found: list[Teacher] = []
-    for word in job.teachers:
-        folder = Path(word)
-        if folder.is_dir():
-            opened, about = open_run(RunFolder(folder), None), origin(folder)
-        elif "/" in word or folder.suffix == ".safetensors":
-            raise InvalidOption(f"--teacher {word}: the folder of a finished run, or the name of a model.")
-        else:
-            opened = open_pretrained(word)
-            file = _shipped_weights(opened.model)
-            about = {"sha256": None, "config": None, "given_away": True} if file is None else origin(file)
-        about |= {"name": None if folder.is_dir() else word}
-        if about["sha256"] in [one.origin["sha256"] for one in found]:
-            raise InvalidOption(f"--teacher {word}: it has the same weights as another.")
-        found.append(
-            Teacher(
-                model=opened.model,
-                transform=opened.transform,
-                classes=opened.classes,
-                size=opened.size,
-                channels=opened.channels,
-                name=word,
-                origin=about,
-            )
-        )
-    return found
-
-
-def _shipped_weights(network: Any) -> Path | None:
+def shipped_file(network: Any) -> Path | None:
     """The file of the package that a model's weights were read from, if they were."""
     from ferattn.shipped import SHIPPED
 

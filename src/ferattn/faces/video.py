@@ -1,4 +1,4 @@
-"""Videos: their frames at the times that the file gives, and which faces of successive frames are one person's.
+"""Videos: their frames at the times that the file gives, and which faces of successive frames are in one place.
 
 >>> tracker = FaceTracker()
 >>> tracker([Face((0, 0, 10, 10)), Face((50, 0, 10, 10))], 0.0)
@@ -38,10 +38,10 @@ def read_video(path: str | Path, *, every: float = 0.0) -> Iterator[tuple[int, f
 
     Raises:
         InvalidInput: If the video cannot be read; it warns of one that ends early.
-        InvalidOption: If ``every`` is negative.
+        InvalidOption: If ``every`` is negative or not finite.
         MissingDependency: If OpenCV is not installed.
     """
-    if not every >= 0:
+    if not 0 <= every < math.inf:
         raise InvalidOption(f"every={every!r}: seconds, 0 or more.")
     path = Path(path)
     cv2 = import_cv2("video", "VideoCapture")
@@ -62,8 +62,8 @@ def read_video(path: str | Path, *, every: float = 0.0) -> Iterator[tuple[int, f
                 good, pixels = film.retrieve()
                 if good:
                     yield index, seconds, pixels
-                while every and due <= seconds + 1e-6:
-                    due += every
+                if every:
+                    due += every * (math.floor((seconds + 1e-6 - due) / every) + 1)
             index += 1
     finally:
         film.release()

@@ -229,7 +229,10 @@ def _began(config: Mapping[str, Any]) -> str:
 
 
 def _told(config: Mapping[str, Any]) -> str:
-    return f"a run on {config['data']['dataset']} by the recipe `{config['recipe_name']}`, seed {config['seed']}"
+    taught = [f"`{link['config']['model']}`" for link in config.get("teachers", ())]
+    return f"a run on {config['data']['dataset']} by the recipe `{config['recipe_name']}`, seed {config['seed']}" + (
+        f" (taught by {', '.join(taught)})" if taught else ""
+    )
 
 
 def _weakest(made: Mapping[str, Any]) -> str:

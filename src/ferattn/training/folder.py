@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,11 @@ from ferattn.data.contrast import mostly
 from ferattn.errors import InvalidInput, InvalidOption, WeightsMismatch
 from ferattn.files import write_atomically
 from ferattn.training.predictions import Predictions
+from ferattn.training.recipe import Recipe
 
 __all__ = ["RunFolder", "differences"]
+
+_LONGEST = 90  # letters of a value in a message
 
 _PACKAGES = ("ferattn", "torch", "timm", "lightning", "torchmetrics", "torchvision", "numpy", "scipy")
 
@@ -100,7 +103,7 @@ class RunFolder:
         """
         wanted = json.loads(json.dumps(config))
         if (self.path / "config.json").exists():
-            changed = differences(self.config, wanted)
+            changed = differences(_with_defaults(self.config), wanted)
             if changed:
                 raise InvalidOption(
                     f"{self.path}: the run began with another config; {'; '.join(changed)}. Give another --out, or "
@@ -212,7 +215,25 @@ def differences(was: Any, now: Any, at: str = "") -> list[str]:
             for key in keys
             for line in differences(was.get(key), now.get(key), f"{at}.{key}" if at else str(key))
         ]
-    return [] if was == now else [f"{at} was {was!r}, now {now!r}"]
+    if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        return [
+            line for row, pair in enumerate(zip(was, now, strict=True)) for line in differences(*pair, f"{at}.{row}")
+        ]
+    return [] if was == now else [f"{at} was {_short(was)}, now {_short(now)}"]
+
+
+def _short(value: Any) -> str:
+    told = repr(value)
+    return told if len(told) <= _LONGEST else f"{told[:_LONGEST]}..."
+
+
+def _with_defaults(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A run's config, with settings that recipes did not have when it began: they change nothing that it does."""
+    known = {field.name for field in fields(Recipe)}
+    settings = config.get("recipe")
+    if not isinstance(settings, dict) or not settings.keys() < known:
+        return config
+    return {**config, "recipe": {**Recipe().to_dict(), **settings}}
 
 
 def _versions() -> dict[str, Any]:

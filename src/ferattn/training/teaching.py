@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ferattn.data import BatchTransform, Standardize
 from ferattn.errors import InvalidOption
 
-__all__ = ["Teacher", "Teachers", "distillation_loss"]
+__all__ = ["Teacher", "Teachers", "distillation_loss", "require_pictures"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class Teacher:
         channels: 1 for grey, 3 for colour.
         name: For messages.
         origin: What a run's config keeps of it: ``sha256`` of the weights, the ``config`` of the run that made them
-            (None if unknown), whether they were ``given_away`` rather than a run's own, and under which ``name``.
+            (None if unknown), and whether they were ``given_away`` rather than a run's own.
     """
 
     model: nn.Module
@@ -67,11 +67,7 @@ class Teachers:
                     f"the teacher {member.name} does not know {', '.join(unknown)}; it knows "
                     f"{', '.join(member.classes)}."
                 )
-            if member.channels < channels:
-                raise InvalidOption(
-                    f"the teacher {member.name} sees grey pictures and the student colour: set channels=1."
-                )
-            _require_scaling(member.transform, f"the teacher {member.name}")
+            require_pictures(member, channels)
         self.members = tuple(members)
         self._rows = [torch.tensor([member.classes.index(name) for name in classes]) for member in members]
         for member in members:
@@ -133,6 +129,17 @@ def distillation_loss(logits: Tensor, answers: Tensor, temperature: float) -> Te
     """
     student = F.log_softmax(logits / temperature, 1)
     return temperature**2 * F.kl_div(student, answers, reduction="batchmean")
+
+
+def require_pictures(member: Teacher, channels: int) -> None:
+    """Refuse a teacher that cannot be shown a student's pictures of so many channels.
+
+    Raises:
+        InvalidOption: If it sees fewer channels, or pictures whose scaling cannot be made from others'.
+    """
+    if member.channels < channels:
+        raise InvalidOption(f"the teacher {member.name} sees grey pictures and the student colour: set channels=1.")
+    _require_scaling(member.transform, f"the teacher {member.name}")
 
 
 def _require_scaling(transform: BatchTransform, who: str) -> None:
