@@ -55,6 +55,20 @@ def test_every_name_in_all_exists(module: str) -> None:
     assert all(hasattr(loaded, name) for name in loaded.__all__)
 
 
+def test_torch_hub_opens_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pathlib import Path
+
+    import torch
+
+    root = str(Path(__file__).resolve().parents[1])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    names = torch.hub.load(root, "list_models", "*cbam_elu", source="local")
+    assert names == ferattn.list_models("*cbam_elu")
+    model = torch.hub.load(root, "create_model", "cnn_se", source="local", pretrained=True)
+    images = torch.rand(2, 1, 48, 48)
+    assert torch.equal(model.eval()(images), ferattn.create_model("cnn_se", pretrained=True).eval()(images))
+
+
 def test_the_package_says_that_it_is_typed() -> None:
     from pathlib import Path
 
