@@ -2,8 +2,8 @@
 
     python benchmarks/smoothing.py FER2013.zip --json benchmarks/results/smoothing.json
 
-There are no films among the data, so they are made: each shows a picture of the public test for one second and then
-another, 25 frames a second, moved, turned and scaled a little along a smooth path, with noise and
+There are no films among the data, so they are made: each shows a picture of the public test for two seconds and then
+another for two, 25 frames a second, moved, turned and scaled a little along a smooth path, with noise and
 JPEG's losses in every frame. Published weights, every half-life over the same probabilities. With --json,
 docs/predict.md says the same.
 """
@@ -20,12 +20,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ferattn.bench.record import environment
 from ferattn.data import FER2013, cache
 from ferattn.predict import Pretrained, equalise_once, open_pretrained, stack_crops
 from ferattn.smoothing import Smoother
 
-HALF_LIVES = (0.0, 0.04, 0.1, 0.2, 0.4, 0.8)
+HALF_LIVES = (0.0, 0.04, 0.1, 0.2, 0.4)  # the first picture lasts five of the longest: the memory is full then
 RATE = 25  # frames a second
+CUT = 2 * RATE  # the second picture's first frame
 SHIFT, TURN, SCALE = 1.5, 4.0, 0.04  # standard deviations: pixels of 48, degrees, share
 NOISE, QUALITY = 6.0, 60  # standard deviation in levels of 255; of JPEG
 PAGE = Path(__file__).parent.parent / "docs" / "predict.md"
@@ -40,9 +42,9 @@ def path_of_camera(random: np.random.Generator, frames: int) -> NDArray[np.float
 
 
 def film(picture: NDArray[np.uint8], random: np.random.Generator) -> list[NDArray[np.uint8]]:
-    """A second of a picture under a camera that is not still."""
+    """Half a film: a picture under a camera that is not still."""
     found = []
-    for x, y, turn, scale in path_of_camera(random, RATE):
+    for x, y, turn, scale in path_of_camera(random, CUT):
         matrix = cv2.getRotationMatrix2D((23.5, 23.5), TURN * turn, 1 + SCALE * scale)
         matrix[:, 2] += SHIFT * x, SHIFT * y
         moved = cv2.warpAffine(picture, matrix, (48, 48), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -71,49 +73,55 @@ def smoothed(shares: NDArray[np.float64], half_life: float) -> NDArray[np.int64]
     return np.array(rows).argmax(1)
 
 
-def delay(answers: NDArray[np.int64], alone: NDArray[np.int64]) -> float | None:
-    """Seconds after the cut until the answer is the one most often given to the second picture by itself.
+def usual(answers: NDArray[np.int64]) -> int:
+    """The answer most often given."""
+    return int(np.bincount(answers).argmax())
 
-    None where that is the answer to the first picture, too, or never comes.
+
+def figures(films: list[NDArray[np.float64]], labels: NDArray[np.int64], half_life: float) -> dict[str, float | None]:
+    """Of all films: accuracy over frames, changes of the answer while the picture stays, delay after the cut.
+
+    The delay ends with the first frame whose answer is the one most often given to the second picture frame by frame.
+    It is of the films in which that is not the answer to the first picture too, the same ones for every half-life;
+    where the answer never comes it is infinite.
     """
-    own, before = (np.bincount(part).argmax() for part in (alone[RATE:], alone[:RATE]))
-    reached = np.flatnonzero(answers[RATE:] == own)
-    return float(reached[0] / RATE) if own != before and len(reached) else None
-
-
-def figures(films: list[NDArray[np.float64]], labels: NDArray[np.int64], half_life: float) -> dict[str, float]:
-    """Of all films: accuracy over frames, changes of the answer while the picture stays, delay after the cut."""
     hits: list[NDArray[np.bool_]] = []
     changes, waits = [], []
     for shares, label in zip(films, labels, strict=True):
         answers, alone = smoothed(shares, half_life), shares.argmax(1)
-        hits.append(answers[:RATE] == label)
-        changes.append(np.mean(answers[1:RATE] != answers[: RATE - 1]) * RATE)
-        wait = delay(answers, alone)
-        waits += [] if wait is None else [wait]
+        hits.append(answers[:CUT] == label)
+        changes.append(np.mean(answers[1:CUT] != answers[: CUT - 1]) * RATE)
+        if usual(alone[:CUT]) != usual(alone[CUT:]):
+            reached = np.flatnonzero(answers[CUT:] == usual(alone[CUT:]))
+            waits.append(reached[0] / RATE if len(reached) else np.inf)
+    ends = np.quantile(waits, [0.5, 0.9], method="higher")
     return {
         "accuracy": float(np.mean(hits)),
         "changes_per_s": float(np.mean(changes)),
-        "delay_median_s": float(np.median(waits)),
-        "delay_p90_s": float(np.percentile(waits, 90)),
+        "films_that_change": len(waits),
+        "delay_median_s": float(ends[0]),
+        "delay_p90_s": float(ends[1]) if np.isfinite(ends[1]) else None,
+        "never_within_2_s": float(np.mean(np.isinf(waits))),
     }
 
 
 def page(report: dict[str, Any]) -> str:
     """The section of docs/predict.md."""
     lines = [
-        "| `--smooth`, s | accuracy, % | changes of the answer, 1/s | delay after a cut, s | 90 % within, s |",
-        "|--:|--:|--:|--:|--:|",
+        "| `--smooth`, s | accuracy, % | changes of the answer, 1/s | delay, s | 90 % within, s | never, % |",
+        "|--:|--:|--:|--:|--:|--:|",
         *(
             f"| {name} | {100 * row['accuracy']:.1f} | {row['changes_per_s']:.2f} | {row['delay_median_s']:.2f} | "
-            f"{row['delay_p90_s']:.2f} |"
+            f"{'-' if row['delay_p90_s'] is None else format(row['delay_p90_s'], '.2f')} | "
+            f"{100 * row['never_within_2_s']:.1f} |"
             for name, row in report["half_life_s"].items()
         ),
         "",
-        f"{report['films']:,} films, made: a picture of the public test for a second, then another, at {RATE} frames "
-        "a second,",
-        "moved, turned and scaled a little, with noise and JPEG's losses in each frame. Accuracy and changes are of",
-        "the first second, in which nothing changes but the camera. A recorded face moves otherwise.",
+        f"{report['films']:,} films, made: a picture of the public test for two seconds, then another for two, at",
+        f"{RATE} frames a second, moved, turned and scaled a little, with noise and JPEG's losses in each frame.",
+        "Accuracy and changes are of the first picture, while nothing changes but the camera. The delay is the time",
+        "until the usual answer to the second comes, where it is another than the first's, in "
+        f"{report['half_life_s']['0']['films_that_change']} films. A recorded face moves otherwise.",
         "`python benchmarks/smoothing.py fer2013.zip --json benchmarks/results/smoothing.json` measured it, with the",
         f"weights `{report['weights']}`.",
     ]
@@ -124,7 +132,7 @@ def main() -> None:
     """Measure and print; write where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--films", type=int, default=500)
+    parser.add_argument("--films", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0, help="of which pictures meet, and of all that moves")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
@@ -140,6 +148,7 @@ def main() -> None:
         "films": len(films),
         "seed": asked.seed,
         "frames_per_s": RATE,
+        "environment": environment(torch.device("cpu")),
         "half_life_s": {f"{half_life:g}": figures(films, labels[pairs[:, 0]], half_life) for half_life in HALF_LIVES},
     }
     print(json.dumps(report, indent=1))
