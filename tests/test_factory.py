@@ -29,7 +29,12 @@ def _meta(name: str, **options: Any) -> Any:
         return create_model(name, **options)
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+DEEP = ("resnet101", "resnet152", "resnetv2_101", "resnetv2_152")  # of ResNet-50's blocks, and slow to build
+
+
+@pytest.mark.parametrize(
+    "backbone", [pytest.param(name, marks=pytest.mark.slow if name in DEEP else ()) for name in BACKBONES]
+)
 @torch.no_grad()
 def test_every_first_class_name_builds(backbone: str) -> None:
     names = [name for name in list_models() if ferattn.ModelSpec.parse(name).backbone == backbone]
