@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sections import write_section
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -24,8 +25,6 @@ from ferattn.data import FER2013, cache
 from ferattn.explain import METHODS, class_activation_maps
 from ferattn.predict import Pretrained, open_pretrained
 
-PAGE = Path(__file__).parent.parent / "docs" / "explain.md"
-START, END = "<!-- explanations -->", "<!-- /explanations -->"
 BLUR = 6.0  # standard deviation in pixels; a mouth is about 15 pixels wide
 NAMES = {"grad-cam": "Grad-CAM", "hires-cam": "HiResCAM"}
 
@@ -127,9 +126,7 @@ def main() -> None:
     print(table(report))
     if words.json:
         words.json.write_text(json.dumps(report, indent=1) + "\n")
-        page = PAGE.read_text()
-        head, tail = page[: page.index(START)], page[page.index(END) :]
-        PAGE.write_text(f"{head}{START}\n{table(report)}\n{tail}")
+        write_section("explain.md", "explanations", table(report))
 
 
 if __name__ == "__main__":

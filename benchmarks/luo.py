@@ -13,12 +13,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from sections import write_section
+
 from ferattn import create_model
 from ferattn.statistics import mcnemar, paired_bootstrap
 from ferattn.training import RunFolder, load_recipe
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "found.md"
 PUBLISHED = {"cnn": 68.01, "cnn_se": 69.04}
 """Test accuracy in percent, Luo 2023."""
 
@@ -114,12 +115,10 @@ def main() -> None:
     comparison = {"difference": test.difference, "low": interval.low, "high": interval.high, "p_value": test.p_value,
                   "only_a": test.only_a, "only_b": test.only_b, "images": len(right[0])}  # fmt: skip
     (records / "comparison.json").write_text(json.dumps(comparison, indent=1) + "\n")
-    start, end = f"<!-- {protocol} -->", f"<!-- /{protocol} -->"
-    before, found_start, rest = PAGE.read_text(encoding="utf-8").partition(start)
-    _, found_end, after = rest.partition(end)
-    if not found_start or not found_end:
-        parser.error(f"{PAGE} has no place {start} ... {end} for these runs.")
-    PAGE.write_text(f"{before}{start}\n" + "\n".join(lines) + f"\n{end}{after}", encoding="utf-8")
+    try:
+        write_section("found.md", protocol, "\n".join(lines))
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

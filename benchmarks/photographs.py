@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sections import write_section
 
 from ferattn.data import FER2013, cache, equalised_share
 from ferattn.faces import Face, crop, make_detector, pick
@@ -29,8 +30,6 @@ CHANGES = {
     "half the contrast": lambda x: 64 + x / 2,
     "a quarter of the contrast, dark": lambda x: 10 + x / 4,
 }
-PAGE = Path(__file__).parent.parent / "docs" / "predict.md"
-START, END = "<!-- photographs -->", "<!-- /photographs -->"
 MARGINS = (-0.1, 0.0, 0.1, 0.2)
 
 
@@ -139,8 +138,7 @@ def main() -> None:
     print(json.dumps(report, indent=1))
     if asked.json:
         asked.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
-        PAGE.write_text(f"{before}{START}\n{page(report)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+        write_section("predict.md", "photographs", page(report))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sections import write_section
 
 from ferattn.bench.record import environment
 from ferattn.data import FER2013, cache
@@ -30,8 +31,6 @@ RATE = 25  # frames a second
 CUT = 2 * RATE  # the second picture's first frame
 SHIFT, TURN, SCALE = 1.5, 4.0, 0.04  # standard deviations: pixels of 48, degrees, share
 NOISE, QUALITY = 6.0, 60  # standard deviation in levels of 255; of JPEG
-PAGE = Path(__file__).parent.parent / "docs" / "predict.md"
-START, END = "<!-- smoothing -->", "<!-- /smoothing -->"
 
 
 def path_of_camera(random: np.random.Generator, frames: int) -> NDArray[np.float64]:
@@ -154,8 +153,7 @@ def main() -> None:
     print(json.dumps(report, indent=1))
     if asked.json:
         asked.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
-        PAGE.write_text(f"{before}{START}\n{page(report)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+        write_section("predict.md", "smoothing", page(report))
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ __all__ = [
     "RecognizedFace",
     "equalise_once",
     "open_pretrained",
+    "read_shipment",
     "stack_crops",
 ]
 
@@ -129,16 +130,16 @@ def open_pretrained(name: str) -> Pretrained:
         WeightsMismatch: If the files are damaged.
     """
     kind, _, path = name.partition(":")
-    if kind == "local-dir":
-        shipped = _read_shipment(Path(path))
-        model: Any = timm.create_model(name, pretrained=True)
-    else:
-        shipped = read_config(name.partition(".")[0]) or {}
-        channels, height, width = shipped.get("pretrained_cfg", {}).get("input_size") or (1, 48, 48)
-        outputs = shipped.get("num_classes", 7)
-        model = create_model(name, True, num_classes=outputs, in_chans=channels, img_size=(height, width))
+    local = kind == "local-dir"
+    shipped = read_shipment(Path(path)) if local else read_config(name.partition(".")[0]) or {}
     of_shipped = shipped.get("pretrained_cfg", {})
     channels, height, width = of_shipped.get("input_size") or (1, 48, 48)
+    model: Any
+    if local:
+        model = timm.create_model(name, pretrained=True)
+    else:
+        outputs = shipped.get("num_classes", 7)
+        model = create_model(name, True, num_classes=outputs, in_chans=channels, img_size=(height, width))
     about, report = model.pretrained_cfg, model.load_report
     classes = tuple(about.get("label_names") or ())
     if len(classes) != model.num_classes or any(key.startswith(f"{about['classifier']}.") for key in report.new):
@@ -158,7 +159,13 @@ def open_pretrained(name: str) -> Pretrained:
     )
 
 
-def _read_shipment(folder: Path) -> dict[str, Any]:
+def read_shipment(folder: Path) -> dict[str, Any]:
+    """The config of a folder of weights that ``ferattn ship`` wrote.
+
+    Raises:
+        InvalidOption: If it is none.
+        WeightsMismatch: If the file is damaged.
+    """
     config = read_folder(folder) or {}
     if not {"architecture", "label_names", "pretrained_cfg", "ferattn"} <= config.keys():
         raise InvalidOption(f"local-dir:{folder}: not a folder of weights that `ferattn ship` wrote.")

@@ -290,10 +290,9 @@ def _require_same_grid(run: RunFolder, plan: Grid, cell: Cell, seed: int) -> Non
     from ferattn.cli.train import settings_of
     from ferattn.cli.workers import job_of
     from ferattn.errors import InvalidOption
-    from ferattn.training import Recipe
-    from ferattn.training.folder import differences
+    from ferattn.training.folder import differences, with_defaults
 
-    config = run.config
+    config = with_defaults(run.config)
     job = job_of(_words(plan, cell, seed, run.path))
     kind = job.dataset or KINDS.get(config["data"]["dataset"], "folder")
     wanted = settings_of(job, kind).to_dict()
@@ -304,7 +303,7 @@ def _require_same_grid(run: RunFolder, plan: Grid, cell: Cell, seed: int) -> Non
     was = {key: config.get(key) for key in now} | {"precision": config["machine"]["precision"]}
     now |= {"teachers": [teacher_origin(word)["sha256"] for word in job.teachers or ()]}
     was |= {"teachers": [origin["sha256"] for origin in config.get("teachers", ())]}
-    changed = differences(was, now) + differences(Recipe().to_dict() | config["recipe"], wanted, "recipe")
+    changed = differences(was, now) + differences(config["recipe"], wanted, "recipe")
     if changed:
         raise InvalidOption(f"{run.path}: made by another grid; {'; '.join(changed)}. Give another --out.")
 

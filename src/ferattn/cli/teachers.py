@@ -56,16 +56,16 @@ def teacher_origin(word: str) -> dict[str, Any]:
         InvalidOption: If it is none.
         UnknownChoice: If there is no such model.
     """
-    from ferattn.cli.train import shipped_file
     from ferattn.errors import InvalidOption
-    from ferattn.predict import open_pretrained
+    from ferattn.predict import open_pretrained, read_shipment
+    from ferattn.shipped import describe
     from ferattn.training import RunFolder
     from ferattn.training.warm_start import origin
 
-    folder, kind = Path(word), word.partition(":")[0]
+    folder, (kind, _, path) = Path(word), word.partition(":")
     if kind == "local-dir":
-        open_pretrained(word)  # refuses what is none of ours
-        return origin(Path(word.partition(":")[2]) / "model.safetensors")
+        read_shipment(Path(path))  # refuses what is none of ours
+        return origin(Path(path) / "model.safetensors")
     if folder.is_dir():
         if "data" not in RunFolder(folder).config:
             raise InvalidOption(f"--teacher {word}: not the folder of a run. Weights to give away: local-dir:{word}.")
@@ -74,7 +74,8 @@ def teacher_origin(word: str) -> dict[str, Any]:
         raise InvalidOption(
             f"--teacher {word}: the folder of a finished run, the name of a model, or local-dir:FOLDER."
         )
-    file = shipped_file(open_pretrained(word).model)
-    if file is None:
+    shipped = describe(word.partition(".")[0].removeprefix("ferattn_"))
+    if shipped is None:
+        open_pretrained(word)  # says what is wrong with the name, or that there are no such weights
         raise InvalidOption(f"--teacher {word}: its weights are not those that come with ferattn.")
-    return origin(file)
+    return origin(Path(shipped["file"]))

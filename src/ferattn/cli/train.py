@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Opener = Callable[[Path, str, Recipe], FaceDataset]
 
-__all__ = ["Job", "build_model", "carry_out", "recipes", "settings_of", "shipped_file", "train"]
+__all__ = ["Job", "build_model", "carry_out", "recipes", "settings_of", "train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +212,7 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
         "limit": job.limit,
     }
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    began = shipped_file(network) if fresh else job.warm_start
+    began = _shipped_weights(network) if fresh else job.warm_start
     if began is not None:
         about["warm_start"] = origin(began)
     seen = find_seen(parts, dataset, earlier_configs(about | {"teachers": [one.origin for one in masters]}))
@@ -239,7 +239,7 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
     return run
 
 
-def shipped_file(network: Any) -> Path | None:
+def _shipped_weights(network: Any) -> Path | None:
     """The file of the package that a model's weights were read from, if they were."""
     from ferattn.shipped import SHIPPED
 

@@ -20,7 +20,7 @@ from ferattn.files import write_atomically
 from ferattn.training.predictions import Predictions
 from ferattn.training.recipe import Recipe
 
-__all__ = ["RunFolder", "differences"]
+__all__ = ["RunFolder", "differences", "with_defaults"]
 
 _LONGEST = 90  # letters of a value in a message
 
@@ -103,7 +103,7 @@ class RunFolder:
         """
         wanted = json.loads(json.dumps(config))
         if (self.path / "config.json").exists():
-            changed = differences(_with_defaults(self.config), wanted)
+            changed = differences(with_defaults(self.config), wanted)
             if changed:
                 raise InvalidOption(
                     f"{self.path}: the run began with another config; {'; '.join(changed)}. Give another --out, or "
@@ -227,7 +227,7 @@ def _short(value: Any) -> str:
     return told if len(told) <= _LONGEST else f"{told[:_LONGEST]}..."
 
 
-def _with_defaults(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def with_defaults(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """A run's config, with settings that recipes did not have when it began: they change nothing that it does."""
     known = {field.name for field in fields(Recipe)}
     settings = config.get("recipe")
