@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ferattn import CBAM, SE, ChannelGate, SpatialGate, attach, create_model
 from ferattn.errors import InvalidInput, InvalidOption, NoSite, UnknownChoice
-from ferattn.explain import METHODS, attention_gates, class_activation_maps
+from ferattn.explain import METHODS, attention_gates, class_activation_maps, explanation
 
 
 def images(count: int = 2, channels: int = 1) -> Tensor:
@@ -98,6 +98,36 @@ def test_looking_leaves_no_trace(look: Any) -> None:
     assert model.fc.weight.grad.eq(1).all()
     assert [key for key, parameter in model.named_parameters() if parameter.grad is not None] == ["fc.weight"]
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ["resnet18_cbam", "resnetv2_18_se_elu", "cnn_se", "cnn", "vgg11_eca"])
+@pytest.mark.parametrize("last", [True, False])
+def test_one_run_gives_what_several_give(name: str, last: bool) -> None:
+    model, faces = create_model(name), images(3)
+    model.train()
+    layers = [path for path, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    layer = None if last else layers[len(layers) // 2]
+    runs = []
+    hook = model.register_forward_hook(lambda *_: runs.append("all"))
+    once = explanation(model, faces, layer=layer)
+    assert len(runs) == (0 if last else 1)  # forward_features and forward_head are its two halves
+    hook.remove()
+    assert model.training
+    torch.testing.assert_close(once.maps, class_activation_maps(model, faces, layer=layer))
+    gates = attention_gates(model, faces) if name != "cnn" else {}
+    assert list(once.gates) == list(gates)
+    for path, gate in gates.items():
+        for kind in ("channel", "spatial"):
+            torch.testing.assert_close(getattr(once.gates[path], kind), getattr(gate, kind))
+    with torch.no_grad():
+        logits = model.eval()(faces)
+    torch.testing.assert_close(once.logits, logits)
+    assert once.classes.tolist() == logits.argmax(1).tolist()
+    assert not once.logits.requires_grad
+    assert not any(part._forward_pre_hooks for part in model.modules())
+    asked = explanation(model, faces, [2, 0, 1], layer=layer)
+    assert asked.classes.tolist() == [2, 0, 1]
+    torch.testing.assert_close(asked.maps, class_activation_maps(model, faces, [2, 0, 1], layer=layer))
 
 
 def test_looking_within_no_grad_and_at_a_model_that_fails() -> None:

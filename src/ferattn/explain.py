@@ -7,6 +7,9 @@
 (torch.Size([2, 64]), torch.Size([2, 48, 48]))
 >>> class_activation_maps(model, images).shape
 torch.Size([2, 48, 48])
+>>> both = explanation(model, images)  # the same and the logits, the model having run once
+>>> both.logits.shape, both.maps.shape, len(both.gates)
+(torch.Size([2, 7]), torch.Size([2, 48, 48]), 8)
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from ferattn.attention import CBAM, ECA, SE, ChannelGate, SpatialGate
 from ferattn.errors import InvalidInput, InvalidOption, NoSite, UnknownChoice, choose, closest
 from ferattn.wrappers import unwrap
 
-__all__ = ["METHODS", "Gates", "attention_gates", "class_activation_maps"]
+__all__ = ["METHODS", "Explanation", "Gates", "attention_gates", "class_activation_maps", "explanation"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +43,23 @@ class Gates:
 
     channel: Tensor | None
     spatial: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """What a network answers, and where it looks.
+
+    Attributes:
+        logits: (b, k).
+        classes: For which output the places of each image speak, (b,).
+        maps: How much each place does, (b, h, w) of the images; 0 and more, in units of the logit.
+        gates: By the path of each attention block, in the order in which they are reached; empty without any.
+    """
+
+    logits: Tensor
+    classes: Tensor
+    maps: Tensor
+    gates: dict[str, Gates]
 
 
 def attention_gates(model: nn.Module, images: Tensor) -> dict[str, Gates]:
@@ -63,23 +83,8 @@ def attention_gates(model: nn.Module, images: Tensor) -> dict[str, Gates]:
     arXiv 1807.06521, eq. 2-3.
     """
     model = unwrap(model)
-    found: dict[str, Gates] = {}
-    inside: set[nn.Module] = set()
-    hooks = []
-
-    def keep(path: str, block: nn.Module, inputs: tuple[Tensor]) -> None:
-        found[path] = _GATES[type(block)](block, inputs[0])
-
-    for path, block in model.named_modules():
-        if type(block) in _GATES and block not in inside:
-            inside |= set(block.modules())
-            hooks.append(block.register_forward_pre_hook(partial(keep, path)))
-    try:
-        with _evaluating(model), torch.no_grad():
-            model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with _evaluating(model), torch.no_grad(), _recording(model) as found:
+        model(images)
     if not found:
         raise NoSite(f"{type(model).__name__} has no SE, ECA or CBAM block whose gates could be shown.")
     return found
@@ -120,24 +125,35 @@ def class_activation_maps(
 
     Source: Selvaraju et al. 2017, arXiv 1610.02391, eq. 1-2; Draelos & Carin 2020, arXiv 2011.08891.
     """
-    weigh = choose(METHODS, method, "method")
+    return _look(unwrap(model), images, classes, method, layer)[2]
+
+
+def explanation(
+    model: nn.Module,
+    images: Tensor,
+    classes: Sequence[int] | Tensor | None = None,
+    *,
+    method: str = "hires-cam",
+    layer: str | None = None,
+) -> Explanation:
+    """The answers, the class activation maps and the gates, all of one run of the model.
+
+    Args:
+        model: A classifier, from (b, c, h, w) to (b, k).
+        images: What it takes.
+        classes: As for ``class_activation_maps``.
+        method: Likewise.
+        layer: Likewise.
+
+    Raises:
+        InvalidInput: As ``class_activation_maps`` does.
+        InvalidOption: Likewise.
+        UnknownChoice: Likewise.
+    """
     model = unwrap(model)
-    if getattr(model, "num_classes", None) == 0:
-        raise InvalidInput(f"{type(model).__name__} has no classifier, hence no class that a place could speak for.")
-    with _evaluating(model), torch.inference_mode(False), torch.enable_grad():
-        images = images.clone() if images.is_inference() else images
-        if layer is None:
-            features, logits = _last_map(model, images)
-        else:
-            features, logits = _map_of(model, images, layer)
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
-            raise InvalidInput(f"a classifier's logits (b, k) are needed; the model gives {_shape(logits)}.")
-        chosen = logits.gather(1, _rows(classes, logits)).sum()
-        slopes = torch.autograd.grad(chosen, features, allow_unused=True)[0] if chosen.requires_grad else None
-    if slopes is None:
-        raise InvalidInput(f"the logits do not come from what {layer or 'the features'} gives: name another layer.")
-    maps = F.relu(weigh(features.detach(), slopes).sum(1, keepdim=True))
-    return F.interpolate(maps, images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+    with _recording(model) as gates:
+        logits, rows, maps = _look(model, images, classes, method, layer)
+    return Explanation(logits, rows, maps, gates)
 
 
 METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -182,6 +198,28 @@ _GATES: dict[type[nn.Module], Callable[[Any, Tensor], Gates]] = {
 
 
 @contextmanager
+def _recording(model: nn.Module) -> Iterator[dict[str, Gates]]:
+    """What the blocks' gates are, each time that the model runs uncompiled."""
+    found: dict[str, Gates] = {}
+    inside: set[nn.Module] = set()
+    hooks = []
+
+    def keep(path: str, block: nn.Module, inputs: tuple[Tensor]) -> None:
+        with torch.no_grad():
+            found[path] = _GATES[type(block)](block, inputs[0])
+
+    for path, block in model.named_modules():
+        if type(block) in _GATES and block not in inside:
+            inside |= set(block.modules())
+            hooks.append(block.register_forward_pre_hook(partial(keep, path)))
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode and uncompiled, so that hooks run; then each module in the mode it was in."""
     learning = [module for module in model.modules() if module.training]
@@ -192,6 +230,31 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in learning:
             module.training = True
+
+
+def _look(
+    model: nn.Module, images: Tensor, classes: Sequence[int] | Tensor | None, method: str, layer: str | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The logits (b, k), the outputs asked about (b,), and the maps (b, h, w)."""
+    weigh = choose(METHODS, method, "method")
+    if getattr(model, "num_classes", None) == 0:
+        raise InvalidInput(f"{type(model).__name__} has no classifier, hence no class that a place could speak for.")
+    with _evaluating(model), torch.inference_mode(False), torch.enable_grad():
+        images = images.clone() if images.is_inference() else images
+        if layer is None:
+            features, logits = _last_map(model, images)
+        else:
+            features, logits = _map_of(model, images, layer)
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+            raise InvalidInput(f"a classifier's logits (b, k) are needed; the model gives {_shape(logits)}.")
+        rows = _rows(classes, logits)
+        chosen = logits.gather(1, rows).sum()
+        slopes = torch.autograd.grad(chosen, features, allow_unused=True)[0] if chosen.requires_grad else None
+    if slopes is None:
+        raise InvalidInput(f"the logits do not come from what {layer or 'the features'} gives: name another layer.")
+    maps = F.relu(weigh(features.detach(), slopes).sum(1, keepdim=True))
+    maps = F.interpolate(maps, images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+    return logits.detach(), rows[:, 0], maps
 
 
 def _last_map(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -168,24 +168,17 @@ def explanations(
 def _of_batch(
     recognizer: EmotionRecognizer, cuts: Sequence[NDArray[np.uint8]], row: int | None, method: str, layer: str | None
 ) -> Iterator[dict[str, Any]]:
-    import torch
-
-    from ferattn.errors import NoSite
-    from ferattn.explain import attention_gates, class_activation_maps
+    from ferattn.explain import explanation
     from ferattn.predict import stack_crops
 
     device = next(recognizer.model.parameters()).device
     images = recognizer.transform.eval().to(device)(stack_crops(cuts).to(device))
-    with torch.inference_mode():
-        shares = (recognizer.model.eval()(images) / recognizer.temperature).softmax(1)
-    rows = shares.argmax(1).tolist() if row is None else [row] * len(cuts)
-    maps = class_activation_maps(recognizer.model, images, rows, method=method, layer=layer).cpu()
-    try:
-        gates = attention_gates(recognizer.model, images)
-    except NoSite:
-        gates = {}
+    classes = None if row is None else [row] * len(cuts)
+    found = explanation(recognizer.model, images, classes, method=method, layer=layer)
+    shares = (found.logits / recognizer.temperature).softmax(1)
+    rows, maps = found.classes.tolist(), found.maps.cpu()
     # Of the gates of one size the last: what the stage hands on.
-    spatial = {gate.spatial.shape[1:]: (path, gate.spatial.cpu()) for path, gate in gates.items()
+    spatial = {gate.spatial.shape[1:]: (path, gate.spatial.cpu()) for path, gate in found.gates.items()
                if gate.spatial is not None}  # fmt: skip
     for index, cut in enumerate(cuts):
         yield {
