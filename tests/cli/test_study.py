@@ -20,7 +20,7 @@ from ferattn.cli.study_report import write_report
 from ferattn.cli.teachers import teacher_origin
 from ferattn.cli.workers import Plan, carry_out_all, gpus, threads
 from ferattn.errors import FerattnError, InvalidOption
-from ferattn.statistics import holm, sign_flip, summarize
+from ferattn.statistics import holm, paired_t, sign_flip, summarize
 from ferattn.training import Predictions, Recipe, RunFolder, load_recipe
 from training import faces
 
@@ -78,6 +78,10 @@ def test_a_grid_names_its_cells(tmp_path: Path) -> None:
         ("seeds = [0, 3]", "fractions = [0.5, 0.5]", "different numbers above 0"),
         ("seeds = [0, 3]", "fractions = [1.5]", "up to 1"),
         ("seeds = [0, 3]", "fractions = [true]", "up to 1"),
+        ('["none", "se"]', '["se", "se"]', "attentions = .*; different names"),
+        ('["none", "se"]', "[1]", "attentions = .*; different names"),
+        ('["none", "se"]', "[]", "attentions = .*; different names"),
+        ("seeds = [0, 3]", "limit = -5", "1 or more"),
         ("epochs = 1", "train_fraction = 0.5", "fractions = .* of the grid"),
     ],
 )
@@ -89,7 +93,12 @@ def test_mistakes_in_a_grid(tmp_path: Path, old: str, new: str, said: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [(["--workers", "0"], "--workers 0"), (["--minutes", "0"], "--minutes 0")]
+    ("words", "said"),
+    [
+        (["--workers", "0"], "--workers 0"),
+        (["--minutes", "0"], "--minutes 0"),
+        (["--data", "nowhere"], "--data 'nowhere'"),
+    ],
 )
 def test_mistakes_on_the_command_line(tmp_path: Path, words: list[str], said: str) -> None:
     (tmp_path / "grid.toml").write_text(GRID)
@@ -101,23 +110,29 @@ def test_mistakes_on_the_command_line(tmp_path: Path, words: list[str], said: st
 # Runs by hand, so that reports need no training
 
 
-def _run(folder: Path, cell: Cell, hits: np.ndarray[Any, Any], images: int) -> RunFolder:
+def _run(
+    folder: Path, cell: Cell, hits: np.ndarray[Any, Any], images: int, people: int = 0, honest: bool = True
+) -> RunFolder:
     folder.mkdir(parents=True)
     labels = np.arange(len(hits)) % 4
     logits = np.eye(4, dtype=np.float32)[np.where(hits, labels, (labels + 1) % 4)]
     ids = tuple(f"{row}" for row in range(len(hits)))
-    Predictions(logits, labels, ids, faces.CLASSES, "none", "FER2013 test", "x").save(folder / "predictions-test.npz")
+    subjects = tuple(f"P{row % people}" for row in range(len(hits))) if people else None
+    given = Predictions(logits, labels, ids, faces.CLASSES, "none", "FER2013 test", "x", subjects)
+    given.save(folder / "predictions-test.npz")
     recipe = Recipe(size=48, train_fraction=cell.fraction).to_dict()
     data = {"dataset": "FER2013", "classes": list(faces.CLASSES), "test_on": "test", "images": {"train": images}}
     run = RunFolder(folder)
     run.write_json("config.json", {"recipe": recipe, "data": data, "recipe_name": "luo2023"})
     test = {"accuracy": hits.mean(), "macro_f1": 0.5, "nll": 1, "ece": 0.1, "images": len(hits), "dataset": "FER2013"}
-    rest = {"validation_accuracy": 0.5, "best_epoch": 1, "epochs": 2, "seconds": 3.0, "honest": True}
+    rest = {"validation_accuracy": 0.5, "best_epoch": 1, "epochs": 2, "seconds": 3.0, "honest": honest}
     run.write_json("results.json", {"test": test, **rest})
     return run
 
 
-def _report(tmp_path: Path, cells: list[Cell], seeds: tuple[int, ...] = (0, 1, 2)) -> tuple[str, dict[Any, float]]:
+def _report(
+    tmp_path: Path, cells: list[Cell], seeds: tuple[int, ...] = (0, 1, 2), **about: Any
+) -> tuple[str, dict[Any, float]]:
     plan = Grid(tmp_path, "luo2023", tuple(cells), seeds, (), {})
     random = np.random.default_rng(0)
     finished, accuracy = {}, {}
@@ -125,7 +140,7 @@ def _report(tmp_path: Path, cells: list[Cell], seeds: tuple[int, ...] = (0, 1, 2
         for seed in seeds:
             hits = random.random(80) < 0.5 + 0.03 * number
             images = round(1000 * cell.fraction)
-            finished[cell, seed] = _run(tmp_path / "runs" / cell.folder(seed), cell, hits, images)
+            finished[cell, seed] = _run(tmp_path / "runs" / cell.folder(seed), cell, hits, images, **about)
             accuracy[cell, seed] = 100 * hits.mean()
     write_report(finished, plan, tmp_path, failed=["a: b"], missing=["cnn-seed9"])
     return (tmp_path / "report.md").read_text(), accuracy
@@ -167,6 +182,21 @@ def test_training_set_sizes_have_a_plot_and_a_column(tmp_path: Path) -> None:
     assert "| cnn_se 10 % - cnn 10 % |" in report
     assert "cnn_se - cnn 10 %" not in report
     assert "Table 7" not in report  # Luo's network is not in it
+
+
+@pytest.mark.parametrize(("people", "unit"), [(0, "images"), (1, "images of one subject"), (8, "subjects")])
+def test_a_report_says_what_its_intervals_are_over(tmp_path: Path, people: int, unit: str) -> None:
+    """A fold of leave-one-subject-out has one person in its test, and gets its report too."""
+    cells = [Cell("cnn", attention, "own", share) for attention in ("none", "se", "eca") for share in (0.1, 1.0)]
+    report, accuracy = _report(tmp_path, cells, people=people, honest=people != 1)
+    assert f"| seeds and {unit} |" in report
+    assert ("Not honest: 18 of 18 runs" in report) == (people == 1)
+    assert "80 test images, 100 to 1000 training images" in report
+    before, after = ([accuracy[cell, seed] for seed in (0, 1, 2)] for cell in (cells[1], cells[3]))
+    ends = paired_t(before, after).interval
+    line = next(line for line in report.splitlines() if line.startswith("| cnn_se - cnn |"))
+    assert f"| {ends.low:+.2f} to {ends.high:+.2f} |" in line
+    assert line.endswith(f"| {min(1, 4 * 0.25):.4f} |")  # four comparisons of three seeds
 
 
 def test_no_run_is_begun_that_would_not_be_over() -> None:
@@ -260,6 +290,8 @@ def test_a_study_runs_resumes_and_reports(tmp_path: Path, monkeypatch: pytest.Mo
     adjusted = holm({"x": test.p_value})["x"].adjusted
     assert f"| cnn_se - cnn | {100 * test.difference:+.2f} |" in report
     assert f"| {test.p_value:.4f} | {adjusted:.4f} | 0.5000 |" in report
+    assert "seeds and images |" in report
+    assert "Not honest: 4 of 4 runs" in report  # pictures of unknown people
     # One process does several runs; a run of its own ends in the same weights.
     alone = ["--recipe", "luo2023", "--model", "cnn_se", "--data", str(tmp_path / "images"), "--seed", "3"]
     alone += ["--out", str(tmp_path / "alone"), "--accelerator", "cpu", "--no-tensorboard", "--no-progress"]
@@ -286,6 +318,11 @@ def test_a_study_runs_resumes_and_reports(tmp_path: Path, monkeypatch: pytest.Mo
         file.write_text(text)
     path.write_text(GRID)
     (out / "runs" / "cnn-seed3" / "results.json").unlink()
+    faces.folder_of_images(tmp_path / "others", seed=5)
+    result = CliRunner().invoke(app, ["study", str(path), "--out", str(out), "--data", str(tmp_path / "others")])
+    assert result.exit_code == 2
+    assert "tested on other images than" in result.output.replace("\n", " ")
+    assert not (out / "runs" / "cnn-seed3" / "results.json").exists()
     result = CliRunner().invoke(app, ["study", str(path), "--out", str(out), "--no-train"])
     assert "3 of them done" in result.output
     assert "3 of 4 runs" in result.output

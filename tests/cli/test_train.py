@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from cli.running import FAST, run
@@ -20,6 +21,7 @@ from data import trees
 from ferattn import create_model
 from ferattn.cli.train import build_model
 from ferattn.data import FaceDataset, open_dataset
+from ferattn.statistics import mcnemar, subject_sign_flip
 from ferattn.training import Predictions, Recipe, RunFolder, load_recipe, make_parts
 from ferattn.training.lineage import find_seen
 from ferattn.training.parts import divide
@@ -229,9 +231,62 @@ def test_compare_refuses_what_cannot_be_compared(trained: Path, tmp_path: Path) 
     said = run("compare", trained / "predictions-validation.npz", trained)
     assert said.startswith("2")
     assert "different test sets" in said
-    assert "cannot be read" in run("compare", trained, trained, "--part", "private")
+    assert "test, validation" in run("compare", trained, trained, "--part", "private")
+    assert "a file of predictions" in run("compare", tmp_path / "flip.npz", trained, "--part", "test")
+    replace(given, logits=given.logits * np.nan).save(tmp_path / "nan.npz")
+    assert "not finite" in run("compare", tmp_path / "nan.npz", trained)
+    assert "there is no folder" in run("compare", trained, trained, "--json", tmp_path / "no" / "c.json")
     (tmp_path / "bad.npz").write_bytes(b"nothing")
     assert "no file of predictions" in run("compare", tmp_path / "bad.npz", trained)
+
+
+@pytest.mark.parametrize("people", [8, 1])
+def test_compare_knows_of_people(trained: Path, tmp_path: Path, people: int) -> None:
+    """Several are drawn whole, and change sign together; of one nothing follows for others, and it is said."""
+    generator = np.random.default_rng(0)
+    subjects = tuple(f"P{row % people}" for row in range(80))
+    ids, classes = tuple(f"i{row}" for row in range(80)), ("a", "b")
+    right = []
+    for name in ("a", "b"):
+        logits = generator.normal(0, 1, (80, 2)).astype(np.float32)
+        given = Predictions(logits, np.arange(80) % 2, ids, classes, "none", "made", "abc", subjects)
+        given.save(tmp_path / f"{name}.npz")
+        right.append(given.correct)
+    said = run(
+        "compare", tmp_path / "a.npz", tmp_path / "b.npz", "--json", tmp_path / "c.json", "--confidence", 0.999
+    )
+    assert "99.9 % interval" in said
+    found = json.loads((tmp_path / "c.json").read_text())
+    if people > 1:
+        assert found["test"] == "sign flip over subjects"
+        assert found["p_value"] == subject_sign_flip(*right, subjects).p_value
+        assert found["interval"]["method"] == "bootstrap over subjects"
+        assert found["detectable"] is None
+    else:
+        assert found["test"] == "exact McNemar"
+        assert found["p_value"] == mcnemar(*right).p_value
+        assert found["interval"]["method"] == "bootstrap over images of one subject"
+
+
+def test_images_that_a_model_knows_are_told(images: Path, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(images, tmp_path / "copies")
+    shutil.copytree(images, tmp_path / "others")
+    for picture in (tmp_path / "others").rglob("*.png"):
+        Image.open(picture).rotate(90).save(picture)
+    counts = RunFolder(trained).config["data"]["images"]
+    for data, split, learnt, chosen in (
+        (images, "all", counts["train"], counts["validation"]),
+        (tmp_path / "copies", "all", counts["train"], counts["validation"]),
+        (images, "validation", 0, counts["validation"]),
+        (images, "test", 0, 0),
+        (tmp_path / "others", "all", 0, 0),
+    ):
+        words = ("--data", data, "--split", split, "--json", tmp_path / "e.json")
+        said = run("evaluate", "--checkpoint", trained, *words)
+        found = json.loads((tmp_path / "e.json").read_text())
+        assert (found["images_learnt_from"], found["images_chosen_on"]) == (learnt, chosen), said
+        assert ("figures are too good" in said) == bool(learnt or chosen)
+        assert ("calibrated" in found) == (not chosen)
 
 
 def test_recipes_are_shown() -> None:

@@ -23,6 +23,7 @@ from ferattn.statistics import (
     mcnemar_power,
     paired_t,
     sign_flip,
+    subject_sign_flip,
     summarize,
     wilcoxon,
 )
@@ -53,6 +54,48 @@ def test_sign_flip_samples_patterns_beyond_twenty_seeds() -> None:
     assert sign_flip(np.zeros(25), d, resamples=2000, seed=1) != sign_flip(np.zeros(25), d, resamples=2000, seed=2)
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(-20, 20), min_size=2, max_size=9), st.sampled_from([213, 3589, 7178]))
+def test_rounding_breaks_no_ties(images: list[int], tested: int) -> None:
+    """Accuracies are whole images over their number: the tests say what they say of the whole images."""
+    right = np.cumsum(np.abs(images)) + tested // 2
+    a, b = right / tested, (right + images) / tested
+    assert sign_flip(a, b).p_value == sign_flip(np.zeros(len(images)), images).p_value
+    if any(images):
+        assert wilcoxon(a, b).p_value == pytest.approx(wilcoxon(np.zeros(len(images)), images).p_value)
+
+
+def test_images_of_a_person_change_sign_together() -> None:
+    generator = np.random.default_rng(0)
+    people = [f"P{row}" for row in range(8) for _ in range(5)]
+    a, b = generator.integers(0, 2, (2, 40))
+    found = subject_sign_flip(a, b, people)
+    of_people = [(b - a)[5 * row : 5 * row + 5].sum() for row in range(8)]
+    assert found.p_value == sign_flip(np.zeros(8), of_people).p_value
+    assert found.difference == pytest.approx((b - a).mean())
+    assert (found.smallest_p, found.exact) == (2 / 2**8, True)
+    b[:20] = 1
+    many = subject_sign_flip(a, b, range(40), resamples=500)
+    assert (many.smallest_p, many.exact) == (1 / 501, False)
+    assert many != subject_sign_flip(a, b, range(40), resamples=500, seed=1)
+    with pytest.raises(InvalidInput, match="belong to 'KA'"):
+        subject_sign_flip(a, b, ["KA"] * 40)
+
+
+def test_equal_models_differ_no_more_often_than_five_times_in_a_hundred() -> None:
+    """Of ten people with 21 images each, whose images are alike: where McNemar's test is wrong too often."""
+    generator = np.random.default_rng(0)
+    people = np.repeat(np.arange(10), 21)
+    small = {"subjects": 0, "images": 0}
+    for _ in range(300):
+        shares = generator.uniform(0.2, 0.95, (2, 10))
+        a, b = (generator.random(210) < shares[side, people] for side in (0, 1))
+        small["subjects"] += subject_sign_flip(a, b, people).p_value <= 0.05
+        small["images"] += mcnemar(a, b).p_value <= 0.05
+    assert small["subjects"] <= 27
+    assert small["images"] > 60
+
+
 def test_fishers_analysis_of_darwins_maize() -> None:
     """Fisher 1935, The Design of Experiments: 863 x 2 of 32,768 sign patterns, and t = 2.148."""
     eighths = np.array([49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48])
@@ -80,6 +123,8 @@ def test_five_pairs_cannot_convince_wilcoxon() -> None:
     assert found.smallest_p == 0.0625
     assert "0.0625" in str(found)
     assert wilcoxon([0, 0, 0], [1, 1, 0]).smallest_p == 0.5  # the pair without a difference is dropped
+    assert wilcoxon([1, 2], [1, 3]).p_value == 1
+    assert wilcoxon([0.1, 0.2, 0.3, 0.4, 0.5], [0.2, 0.3, 0.4, 0.5, 0.4]).p_value == 0.375  # all of one rank
     with pytest.raises(InvalidInput, match="same"):
         wilcoxon(A, A)
 
@@ -188,6 +233,11 @@ def test_detectable_by_mcnemar_inverts_the_power() -> None:
         (lambda: equivalence(A, B, 0), InvalidOption, "margin=0"),
         (lambda: hierarchical_bootstrap(A, B), InvalidInput, r"\(seeds, images\)"),
         (lambda: hierarchical_bootstrap([[0, 1], [1, 0]], [[0, 1], [1, 0]], resamples=1), InvalidOption, "resamples"),
+        (lambda: sign_flip(A, B, resamples=1), InvalidOption, "resamples=1"),
+        (lambda: hierarchical_bootstrap([[0, 1], [1]], [[0, 1], [1, 0]]), InvalidInput, "list of numbers"),
+        (lambda: hierarchical_bootstrap([[0, np.nan]] * 2, [[0, 1]] * 2), InvalidInput, "not all finite"),
+        (lambda: detectable_by_seeds(0.5, 5, power=0.05), InvalidOption, "more than alpha"),
+        (lambda: detectable_by_mcnemar(3589, 0.12, power=0.01), InvalidOption, "more than alpha"),
         (lambda: holm({}), InvalidInput, "at least 1"),
         (lambda: holm({"a": 1.2}), InvalidInput, "between 0 and 1"),
         (lambda: detectable_by_seeds(0, 5), InvalidOption, "std=0"),

@@ -58,9 +58,9 @@ def network(seed: int = 0, *, norm: bool = False, dropout: float = 0.0) -> nn.Mo
     )
 
 
-def folder_of_images(root: Path, per_class: int = 12, side: int = 48) -> Path:
+def folder_of_images(root: Path, per_class: int = 12, side: int = 48, seed: int = 0) -> Path:
     labels = np.repeat(np.arange(len(CLASSES)), per_class)
-    for row, image in enumerate(pixels(labels, side, 0)):
+    for row, image in enumerate(pixels(labels, side, seed)):
         path = root / CLASSES[labels[row]] / f"{row:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)

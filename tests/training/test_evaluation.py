@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ferattn.data import AUGMENTATIONS, BatchTransform, views
-from ferattn.errors import InvalidInput
+from ferattn.errors import InvalidInput, InvalidOption
 from ferattn.statistics import wilson
 from ferattn.training import Predictions, evaluate, fit_temperature, pool, predict
 from training import faces
@@ -67,6 +67,60 @@ def test_figures_by_hand() -> None:
     assert found["macro_f1_interval"]["low"] < found["macro_f1"] < found["macro_f1_interval"]["high"]
 
 
+def test_calibration_error_of_certain_answers_by_its_definition() -> None:
+    """Of 500 images with confidence 1 and 500 with 0.95, all in the last of 15 bins."""
+    logits = np.zeros((1000, 2), np.float32)
+    logits[:500, 0], logits[500:, 0] = 200, np.log(0.95 / 0.05)
+    labels = np.zeros(1000, np.int64)
+    labels[:50] = 1
+    ids = tuple(f"i{row}" for row in range(1000))
+    found = evaluate(Predictions(logits, labels, ids, ("a", "b"), "none", "made", "abc"), resamples=200)
+    assert found["ece"] == pytest.approx(0.025, abs=2e-5)
+    assert found["ece_interval"]["low"] < found["ece"] < found["ece_interval"]["high"]
+
+
+def test_the_interval_of_the_calibration_error() -> None:
+    """Its ends hold the value, also where the error is nothing but noise, and the truth where it is not."""
+    generator = np.random.default_rng(0)
+
+    def drawn(n: int, heat: float) -> Predictions:
+        logits = generator.normal(0, 1.6, (n, 4)).astype(np.float32)
+        shares = np.exp(logits * heat)
+        shares /= shares.sum(1, keepdims=True)
+        labels = (shares.cumsum(1) > generator.random((n, 1))).argmax(1)
+        ids = tuple(f"i{row}" for row in range(n))
+        return Predictions(logits, labels, ids, ("a", "b", "c", "d"), "none", "made", "abc")
+
+    truth = evaluate(drawn(50_000, 0.8), resamples=100)["ece"]
+    held = 0
+    for _ in range(15):
+        for heat in (0.8, 1.0):
+            found = evaluate(drawn(1000, heat), resamples=200)
+            ends = found["ece_interval"]
+            assert 0 <= ends["low"] <= found["ece"] <= ends["high"]
+            held += heat == 0.8 and ends["low"] <= truth <= ends["high"]
+    assert held >= 12
+
+
+def test_shares_where_people_are_known() -> None:
+    """As wide as draws of people are; at all or none right as many trials as people; one person says so."""
+    given = made(subjects=True)
+    row = given.labels == 2
+    alone = np.array(given.subjects) == "P3"
+    labels = np.where(row & ~alone, 0, given.labels)  # class 2 is one person's
+    logits = given.logits.copy()
+    logits[labels == 1] = np.eye(4, dtype=np.float32)[1] * 9  # class 1 is always right
+    found = evaluate(replace(given, logits=logits, labels=labels), resamples=300)
+    one, sure, some = (found["recall"][f"class {number}"] for number in (2, 1, 0))
+    assert one["interval"]["method"] == "wilson over images of one subject"
+    assert sure["value"] == sure["interval"]["high"] == 1
+    assert sure["interval"]["method"] == "wilson over subjects"
+    assert sure["interval"]["low"] == pytest.approx(wilson(10, 10).low)
+    assert some["interval"]["method"] == "bootstrap over subjects"
+    assert some["interval"]["low"] < some["value"] < some["interval"]["high"]
+    assert found["accuracy_interval"]["low"] < found["accuracy"] < found["accuracy_interval"]["high"]
+
+
 def test_options_of_the_intervals() -> None:
     plain = evaluate(made(), resamples=200)
     assert evaluate(made(), resamples=200, confidence=0.5)["accuracy_interval"] != plain["accuracy_interval"]
@@ -101,6 +155,33 @@ def test_temperature_is_the_best_and_calibrates() -> None:
         worse = evaluate(hot, temperature=temperature * other, resamples=100)
         assert worse["calibrated"]["nll"] > found["calibrated"]["nll"]
     assert "calibrated" not in evaluate(hot, resamples=100)
+
+
+def test_images_that_do_not_limit_a_temperature() -> None:
+    given = made()
+    perfect = replace(given, labels=given.logits.argmax(1))
+    assert fit_temperature(perfect) == 1
+    hopeless = replace(given, labels=given.logits.argmin(1))
+    assert fit_temperature(hopeless) == 1
+    with pytest.raises(InvalidInput, match="not finite"):
+        fit_temperature(replace(given, logits=np.full((300, 4), np.nan, np.float32)))
+    for wrong in (0.0, -1.0, float("nan")):
+        with pytest.raises(InvalidOption, match="temperature="):
+            evaluate(given, temperature=wrong)
+
+
+def test_files_that_are_damaged(tmp_path: Path) -> None:
+    made().save(tmp_path / "p.npz")
+    content = bytearray((tmp_path / "p.npz").read_bytes())
+    for position in range(60, 400, 7):
+        content[position] ^= 0xFF
+    (tmp_path / "p.npz").write_bytes(content)
+    with pytest.raises(InvalidInput, match="no file of predictions"):
+        Predictions.load(tmp_path / "p.npz")
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    with pytest.raises(InvalidInput, match="no file of predictions"):
+        Predictions.load(tmp_path / "array.npz")
 
 
 def test_predictions_are_the_models(tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ferattn.cli.output import write_json
+from ferattn.cli.output import require_writable, write_json
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
     from ferattn.data import BatchTransform, FaceDataset
@@ -48,19 +50,21 @@ def evaluate(
     from ferattn.training.parts import first_images
 
     choose(VIEWS, tta, "test-time views")
+    require_writable("--json", json_file)
+    require_writable("--predictions", predictions)
     if pretrained == (checkpoint is not None):
         raise InvalidOption("give the weights to evaluate: either --pretrained or --checkpoint RUN.")
     run = None if checkpoint is None else RunFolder(checkpoint)
     found = open_published(model) if run is None else open_run(run, model)
     network, transform, classes, size = found.model, found.transform, found.classes, found.size[0]
-    fitted_on = None if run is None else run.config["data"]["select_on"]
-    temperature = None if split == fitted_on else found.temperature
     source = open_dataset(data, dataset)
     left_out = _unknown_classes(source, classes, skip_unknown)
     images = _part(source.with_classes(classes, allow_missing=True), split, run)
     whole = len(images)
     if limit is not None:
         images = images.subset(first_images(images, limit))
+    seen = _seen(_learnt_from(network) if run is None else run.config, source, images)
+    temperature = None if seen["chosen"] else found.temperature  # which was fitted there
     name = f"{images.name} {split}"
     stored = store(images, size, found.channels)
     network.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -70,8 +74,9 @@ def evaluate(
     if tta != "none":
         chosen = predict(network, transform, stored, name=name, kind=tta, batch_size=batch_size)
         report = figures_of(chosen) | {"without_views": report}
-    told = {"model": str(network.spec), "weights": found.name, "split": split, "left_out": left_out}
+    told: dict[str, Any] = {"model": str(network.spec), "weights": found.name, "split": split, "left_out": left_out}
     share = equalised_share(stored)
+    told |= {"images_learnt_from": seen["trained"], "images_chosen_on": seen["chosen"]}
     report = told | {"limit": limit, "images_in_split": whole, "equalised_share": share} | report
     if predictions is not None:
         chosen.save(predictions)
@@ -84,8 +89,29 @@ def evaluate(
             f"the weights learnt from pictures that were {'' if found.equalised else 'not '}histogram-equalised; of "
             f"these {share:.0%} are.{remedy}"
         )
+    if any(seen.values()):
+        Console(soft_wrap=True, highlight=False).print(
+            f"of these images the model learnt from {seen['trained']}, and its epoch was chosen on {seen['chosen']}: "
+            "the figures are too good."
+        )
     if len(images) < whole:
         Console(soft_wrap=True).print(f"--limit {limit}: {len(images)} of the {whole} images, all classes in turn")
+
+
+def _learnt_from(network: Any) -> Mapping[str, Any]:
+    """The config of the run that published weights come from; empty where it is not beside them."""
+    from ferattn.training.warm_start import origin
+
+    file = network.pretrained_cfg.get("file")
+    return {} if file is None else origin(Path(file))["config"] or {}
+
+
+def _seen(config: Mapping[str, Any], dataset: FaceDataset, images: FaceDataset) -> dict[str, int]:
+    """How many of the images a run has ``"trained"`` and ``"chosen"`` its epoch on, as far as its config tells."""
+    from ferattn.training.lineage import images_known
+
+    used = images_known(config, dataset) if config else {}
+    return {role: len(set(images.ids) & set(used[role].ids)) if role in used else 0 for role in ("trained", "chosen")}
 
 
 def compare(
@@ -96,21 +122,27 @@ def compare(
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")] = None,
 ) -> None:
-    """Whether two models differ on the same images: exact McNemar test and paired bootstrap."""
-    from ferattn.errors import InvalidInput
-    from ferattn.statistics import detectable_by_mcnemar, mcnemar, paired_bootstrap
+    """Whether two models differ on the same images: exact McNemar test and paired bootstrap.
 
+    Where it is known who is in the images, whole people are drawn, and the test turns the signs of their differences:
+    McNemar's would take every image for a case of its own.
+    """
+    from ferattn.errors import InvalidInput
+    from ferattn.statistics import mcnemar, paired_bootstrap, subject_sign_flip
+
+    require_writable("--json", json_file)
     b = _predictions(run_b, part)
     a = _predictions(run_a, part).aligned(b)
     if a.views != b.views:
         raise InvalidInput(f"other test-time views: {a.views} against {b.views}; compare like with like.")
     test = mcnemar(a.correct, b.correct)
-    interval = paired_bootstrap(a.correct, b.correct, clusters=a.subjects, confidence=confidence, seed=seed)
-    discordant = (test.only_a + test.only_b) / len(a.labels)
-    try:
-        visible = detectable_by_mcnemar(len(a.labels), discordant) if 0 < discordant < 1 else None
-    except ValueError:  # so few images that nothing could be found
-        visible = None
+    interval = paired_bootstrap(a.correct, b.correct, clusters=a.clusters, confidence=confidence, seed=seed)
+    method = f"bootstrap over {a.unit}"
+    if a.clusters is None:
+        name, p, visible = "exact McNemar", test.p_value, _visible(len(a.labels), test.only_a + test.only_b)
+    else:
+        name, visible = "sign flip over subjects", None
+        p = subject_sign_flip(a.correct, b.correct, a.clusters, seed=seed).p_value
     result: dict[str, Any] = {
         "a": str(run_a),
         "b": str(run_b),
@@ -120,9 +152,10 @@ def compare(
         "accuracy_a": float(a.correct.mean()),
         "accuracy_b": float(b.correct.mean()),
         "difference": test.difference,
-        "interval": {"low": interval.low, "high": interval.high, "method": interval.method, "confidence": confidence},
+        "interval": {"low": interval.low, "high": interval.high, "method": method, "confidence": confidence},
         "mcnemar": {"both": test.both, "only_a": test.only_a, "only_b": test.only_b, "neither": test.neither},
-        "p_value": test.p_value,
+        "test": name,
+        "p_value": p,
         "detectable": visible,
     }
     write_json(json_file, result)
@@ -130,14 +163,24 @@ def compare(
     console.print(f"{a.dataset}, {len(a.labels)} images, views: {a.views}")
     console.print(f"A {run_a}: {result['accuracy_a']:.2%}\nB {run_b}: {result['accuracy_b']:.2%}")
     console.print(
-        f"B - A: {100 * test.difference:+.2f} points, {confidence:.0%} interval {100 * interval.low:+.2f} to "
-        f"{100 * interval.high:+.2f} ({interval.method})"
+        f"B - A: {100 * test.difference:+.2f} points, {100 * confidence:g} % interval {100 * interval.low:+.2f} to "
+        f"{100 * interval.high:+.2f} ({method})"
     )
     console.print(
-        f"exact McNemar: only A right {test.only_a}, only B right {test.only_b}, p = {test.p_value:.4g}"
+        f"{name}: only A right {test.only_a}, only B right {test.only_b}, p = {p:.4g}"
         + ("" if visible is None else f"; 80 % power from {100 * visible:.2f} points on")
     )
     console.print("This compares two trained models. Two recipes need several seeds of each.")
+
+
+def _visible(images: int, discordant: int) -> float | None:
+    """The smallest difference that McNemar's test sees with so many images on which one model is right."""
+    from ferattn.statistics import detectable_by_mcnemar
+
+    try:
+        return detectable_by_mcnemar(images, discordant / images) if 0 < discordant < images else None
+    except ValueError:  # so few images that nothing could be found
+        return None
 
 
 def open_published(name: str | None) -> Pretrained:
@@ -230,12 +273,24 @@ def _part(dataset: FaceDataset, split: str, run: RunFolder | None) -> FaceDatase
 
 
 def _predictions(path: Path, part: str | None) -> Predictions:
+    import numpy as np
+
+    from ferattn.errors import InvalidInput, InvalidOption, choose
     from ferattn.training import Predictions, RunFolder
 
     if path.suffix == ".npz":
-        return Predictions.load(path)
-    run = RunFolder(path)
-    return run.predictions(run.config["data"]["test_on"] if part is None else part)
+        if part is not None:
+            raise InvalidOption(f"--part {part}: a run has parts; {path} is a file of predictions.")
+        found = Predictions.load(path)
+    else:
+        run = RunFolder(path)
+        files = {file.stem.partition("-")[2]: file for file in sorted(path.glob("predictions-*.npz"))}
+        part = run.config["data"]["test_on"] if part is None else part
+        choose(files or {part: path}, part, f"part of {path}")
+        found = run.predictions(part)
+    if not np.isfinite(found.logits).all():
+        raise InvalidInput(f"{path}: some logits are not finite.")
+    return found
 
 
 def print_figures(report: dict[str, Any]) -> None:

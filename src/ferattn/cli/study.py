@@ -122,6 +122,12 @@ def load_grid(path: Path) -> Grid:
     if not seeds or len(set(seeds)) != len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise InvalidInput(f"{path}: seeds = {seeds!r}; different whole numbers, 0 or larger.")
     load_recipe(content["recipe"], None, content["variant"] or None).changed(content["set"])
+    for key in ("backbones", "attentions", "activations"):
+        names = content[key]
+        if not names or len(set(map(str, names))) != len(names) or not all(isinstance(name, str) for name in names):
+            raise InvalidInput(f"{path}: {key} = {names!r}; different names.")
+    if content["limit"] < 0:
+        raise InvalidInput(f"{path}: limit = {content['limit']}; 1 or more, or 0 for all images.")
     fractions = content["fractions"]
     numbers = all(
         isinstance(part, int | float) and not isinstance(part, bool) and 0 < part <= 1 for part in fractions
@@ -187,7 +193,11 @@ def study(
     train: Annotated[bool, typer.Option(help="Train what is missing, or only report what is there.")] = True,
 ) -> None:
     """Train a grid of models with the same seeds, and report every paired difference."""
+    from ferattn.errors import InvalidOption
+
     plan = load_grid(grid)
+    if data is not None and not data.exists():
+        raise InvalidOption(f"--data {str(data)!r}: there is nothing.")
     plan = plan if data is None else replace(plan, data=data.resolve())
     if carry_out_study(plan, out, workers=workers, minutes=minutes, train=train):
         raise typer.Exit(1)
@@ -252,6 +262,10 @@ def carry_out_study(
 
     stopped: list[str] = []
     if train and todo:
+        for (cell, seed), folder in folders.items():
+            if (cell, seed) not in todo:  # the others have the same test images
+                _require_this_data(RunFolder(folder), plan, cell, seed)
+                break
         out.mkdir(parents=True, exist_ok=True)
         jobs = {folder.name: _words(plan, cell, seed, folder) for (cell, seed), folder in todo.items()}
         kinds = {folder.name: cell.name for (cell, _), folder in todo.items()}
@@ -317,6 +331,18 @@ def _require_same_images(runs: Iterable[RunFolder]) -> None:
         first = first or run
         if run.config["data"]["sha256"]["test"] != first.config["data"]["sha256"]["test"]:
             raise InvalidOption(f"{run.path}: tested on other images than {first.path}. Give another --out.")
+
+
+def _require_this_data(run: RunFolder, plan: Grid, cell: Cell, seed: int) -> None:
+    """Refuse to train on other data than a finished run, before and not after it."""
+    from ferattn.cli.workers import job_of
+    from ferattn.data import open_dataset
+    from ferattn.errors import InvalidOption
+    from ferattn.training.lineage import parts_of
+
+    dataset = open_dataset(plan.data, job_of(_words(plan, cell, seed, run.path)).dataset)
+    if parts_of(run.config, dataset)[2].checksum() != run.config["data"]["sha256"]["test"]:
+        raise InvalidOption(f"{run.path}: tested on other images than {plan.data} has. Give another --out.")
 
 
 def _toml(value: Any) -> str:

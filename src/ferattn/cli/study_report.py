@@ -13,7 +13,7 @@ from ferattn.cli.study_plots import draw_accuracy, draw_cost, draw_fractions
 
 if TYPE_CHECKING:
     from ferattn.cli.study import Cell, Grid
-    from ferattn.statistics import Summary
+    from ferattn.statistics import Interval, Summary
     from ferattn.training import RunFolder
 
     Finished = Mapping[tuple[Cell, int], RunFolder]
@@ -134,13 +134,27 @@ def _table(finished: Finished, cost: Mapping[Cell, tuple[int, int]]) -> str:
 def _introduction(finished: Finished, plan: Grid) -> list[str]:
     some = next(iter(finished.values()))
     test = some.results["test"]
+    counts = sorted(set(_training_images(finished).values()))
+    few = f"{counts[0]} to " if len(counts) > 1 else ""
+    dishonest = sum(not run.results["honest"] for run in finished.values())
     return [
         f"# {plan.recipe} on {test['dataset']}",
         "",
-        f"{test['images']} test images, {some.config['data']['images']['train']} training images, seeds "
+        f"{test['images']} test images, {few}{counts[-1]} training images, seeds "
         f"{', '.join(map(str, plan.seeds))}. Accuracy in percent; every seed is printed, none is chosen.",
         "",
+        *_not_honest(dishonest, len(finished)),
         *_taught(some.config),
+    ]
+
+
+def _not_honest(runs: int, of: int) -> list[str]:
+    if not runs:
+        return []
+    return [
+        f"Not honest: {runs} of {of} runs have seen their test images, or may have seen the people in them, or chose "
+        "their epoch on them; their accuracy may be too good.",
+        "",
     ]
 
 
@@ -233,9 +247,11 @@ def _told(summary: Summary) -> str:
 
 
 def _comparisons(finished: Finished, plan: Grid) -> list[str]:
-    from ferattn.statistics import hierarchical_bootstrap, holm, sign_flip
+    from ferattn.errors import InvalidInput
+    from ferattn.statistics import hierarchical_bootstrap, holm, paired_t, sign_flip
 
     tests, rows = {}, {}
+    units: set[str] = set()
 
     def compare(pair: tuple[Cell, Cell]) -> None:
         a, b = pair
@@ -247,11 +263,16 @@ def _comparisons(finished: Finished, plan: Grid) -> list[str]:
         second = [finished[b, seed].predictions(test_on).aligned(first[0]) for seed in seeds]
         first = [one.aligned(first[0]) for one in first]
         right = [[one.correct for one in side] for side in (first, second)]
-        interval = hierarchical_bootstrap(right[0], right[1], clusters=first[0].subjects)
+        interval = hierarchical_bootstrap(right[0], right[1], clusters=first[0].clusters)
         name = f"{b.name} - {a.name}"
-        tests[name] = sign_flip([one.mean() for one in right[0]], [one.mean() for one in right[1]])
-        ends = f"{100 * interval.low:+.2f} to {100 * interval.high:+.2f}"
-        rows[name] = f"{100 * interval.value:+.2f} | {ends} | {len(seeds)}"
+        before, after = ([float(one.mean()) for one in side] for side in right)
+        tests[name] = sign_flip(before, after)
+        try:
+            over_seeds = _ends(paired_t(before, after).interval)
+        except InvalidInput:  # all differences are the same
+            over_seeds = "-"
+        rows[name] = f"{100 * interval.value:+.2f} | {over_seeds} | {_ends(interval)} | {len(seeds)}"
+        units.add(first[0].unit)
 
     pairs = _pairs(plan.cells)
     with ThreadPoolExecutor() as pool:  # NumPy lets others work while it multiplies
@@ -260,18 +281,26 @@ def _comparisons(finished: Finished, plan: Grid) -> list[str]:
         return ["Needs at least two seeds of two cells that differ in one thing."]
     corrected = holm({name: test.p_value for name, test in tests.items()})
     lines = [
-        "| difference | points | 95 % interval, seeds and images | seeds | p (sign flip) | after Holm "
-        "| least p possible |",
-        "|---|---|---|---|---|---|---|",
+        "Intervals of 95 %: paired t over the seeds, and a bootstrap over seeds and images, which is too narrow with "
+        "few seeds. The last column is the least p after Holm that so many seeds allow.",
+        "",
+        f"| difference | points | paired t | seeds and {', '.join(sorted(units))} | seeds | p (sign flip) "
+        "| after Holm | least possible |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name in (f"{b.name} - {a.name}" for a, b in pairs):
         if name not in tests:
             continue
         test = tests[name]
         lines.append(
-            f"| {name} | {rows[name]} | {test.p_value:.4f} | {corrected[name].adjusted:.4f} | {test.smallest_p:.4f} |"
+            f"| {name} | {rows[name]} | {test.p_value:.4f} | {corrected[name].adjusted:.4f} "
+            f"| {min(1.0, len(tests) * test.smallest_p):.4f} |"
         )
     return lines
+
+
+def _ends(interval: Interval) -> str:
+    return f"{100 * interval.low:+.2f} to {100 * interval.high:+.2f}"
 
 
 def _pairs(cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:

@@ -1,7 +1,7 @@
 """Evidence: intervals, tests between two models on one test set, and between two recipes over paired seeds.
 
-scipy and statsmodels do the arithmetic. There is no function that takes the best of several runs: a maximum over
-runs says more about how many there were than about the recipe.
+scipy and statsmodels do the arithmetic, but for resampling. There is no function that takes the best of several
+runs: a maximum over runs says more about how many there were than about the recipe.
 """
 
 from ferattn.statistics.images import (
@@ -17,17 +17,16 @@ from ferattn.statistics.seeds import (
     Equivalence,
     Holm,
     PairedT,
-    SignFlip,
     Summary,
     Wilcoxon,
     equivalence,
     hierarchical_bootstrap,
     holm,
     paired_t,
-    sign_flip,
     summarize,
     wilcoxon,
 )
+from ferattn.statistics.signs import SignFlip, sign_flip, subject_sign_flip
 
 __all__ = [
     "Equivalence",
@@ -49,6 +48,7 @@ __all__ = [
     "paired_bootstrap",
     "paired_t",
     "sign_flip",
+    "subject_sign_flip",
     "summarize",
     "wilcoxon",
     "wilson",

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ferattn.errors import InvalidInput, InvalidOption, MissingDependency
 
-__all__ = ["column", "fraction", "group_numbers", "library", "pair"]
+__all__ = ["column", "fraction", "group_numbers", "library", "pair", "table"]
 
 
 def library(name: str) -> Any:
@@ -44,14 +44,30 @@ def column(values: ArrayLike, name: str, least: int = 1) -> NDArray[np.float64]:
     Raises:
         InvalidInput: If there are fewer than ``least``, or they are no finite numbers.
     """
-    try:
-        array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(f"{name}: a list of numbers is needed ({error}).") from error
+    array = _numbers(values, name)
     if array.ndim != 1 or len(array) < least or not np.isfinite(array).all():
         what = "not all finite" if array.ndim == 1 and len(array) >= least else f"of shape {array.shape}"
         raise InvalidInput(f"{name} is {what}: at least {least} finite numbers in a list are needed.")
     return array
+
+
+def table(values: ArrayLike, name: str) -> NDArray[np.float64]:
+    """Finite numbers in any number of dimensions.
+
+    Raises:
+        InvalidInput: If they are no finite numbers.
+    """
+    array = _numbers(values, name)
+    if not np.isfinite(array).all():
+        raise InvalidInput(f"{name} is not all finite.")
+    return array
+
+
+def _numbers(values: ArrayLike, name: str) -> NDArray[np.float64]:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"{name}: a list of numbers is needed ({error}).") from error
 
 
 def pair(

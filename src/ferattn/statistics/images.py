@@ -37,7 +37,7 @@ class Interval:
     method: str
 
     def __str__(self) -> str:
-        return f"{self.value:.4f} ({self.low:.4f} to {self.high:.4f}, {self.confidence:.0%}, {self.method})"
+        return f"{self.value:.4f} ({self.low:.4f} to {self.high:.4f}, {100 * self.confidence:g}%, {self.method})"
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,8 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> McNemar:
 
     Raises:
         InvalidInput: If the lengths differ, or there is anything but 0 and 1.
+
+    It takes images as independent: where several show the same person, see ``subject_sign_flip``.
 
     Source: McNemar 1947, in its exact form; Dietterich 1998 for its use on classifiers.
 

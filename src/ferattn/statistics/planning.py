@@ -30,8 +30,8 @@ def detectable_by_seeds(std: float, seeds: int, *, power: float = 0.8, alpha: fl
     """
     if not std > 0 or seeds < 2:
         raise InvalidOption(f"std={std!r}, seeds={seeds!r}: positive, and at least two.")
-    fraction(power, "power")
     fraction(alpha, "alpha")
+    _more_than_chance(power, alpha)
     stats = library("scipy.stats")
     critical = stats.t.ppf(1 - alpha / 2, seeds - 1)
 
@@ -87,7 +87,8 @@ def detectable_by_mcnemar(n: int, discordant: float, *, power: float = 0.8, alph
     >>> round(100 * detectable_by_mcnemar(3589, 0.12), 1)
     1.6
     """
-    fraction(power, "power")
+    fraction(alpha, "alpha")
+    _more_than_chance(power, alpha)
     if mcnemar_power(n, discordant, discordant, alpha) < power:
         raise InvalidOption(
             f"n={n!r}, discordant={discordant!r}: so few images find no difference with power={power!r}."
@@ -96,3 +97,8 @@ def detectable_by_mcnemar(n: int, discordant: float, *, power: float = 0.8, alph
     return float(
         optimize.brentq(lambda size: mcnemar_power(n, discordant, size, alpha) - power, 0, discordant, xtol=1e-9)
     )
+
+
+def _more_than_chance(power: float, alpha: float) -> None:
+    if not fraction(power, "power") > alpha:
+        raise InvalidOption(f"power={power!r}: more than alpha={alpha!r}, with which a test finds what is not there.")

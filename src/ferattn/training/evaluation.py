@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ferattn.errors import InvalidInput, MissingDependency
+from ferattn.errors import InvalidInput, InvalidOption, MissingDependency
 from ferattn.statistics import Interval, bootstrap, wilson
 from ferattn.training.predictions import Predictions
 
 __all__ = ["evaluate", "fit_temperature"]
 
 _BINS = 15
+_FURTHEST = 4.0
+"""How far a temperature's logarithm is looked for."""
 
 
 def fit_temperature(predictions: Predictions) -> float:
@@ -22,22 +25,29 @@ def fit_temperature(predictions: Predictions) -> float:
 
     Fit it on validation images only: on test images it would make the calibration look better than it is.
 
+    Returns:
+        The temperature; 1 where these images do not limit it, such as where every one of them is right: the
+        likelihood then rises for as long as the logits do.
+
     Source: Guo et al. 2017, arXiv 1706.04599.
 
     Raises:
-        InvalidInput: If there are no predictions.
+        InvalidInput: If there are no predictions, or some are not finite.
     """
     if not len(predictions.labels):
         raise InvalidInput("a temperature needs predictions on at least one validation image.")
+    _require_finite(predictions)
     try:
         from scipy.optimize import minimize_scalar
     except ImportError as error:
         raise MissingDependency('calibration needs scipy: pip install "ferattn[train]"') from error
     logits = predictions.logits.astype(np.float64)
     found = minimize_scalar(
-        lambda log_t: float(_nll(logits / np.exp(log_t), predictions.labels).mean()), bounds=(-4, 4), method="bounded"
+        lambda log_t: float(_nll(logits / np.exp(log_t), predictions.labels).mean()),
+        bounds=(-_FURTHEST, _FURTHEST),
+        method="bounded",
     )
-    return float(np.exp(found.x))
+    return 1.0 if predictions.correct.all() or abs(found.x) > _FURTHEST - 0.01 else float(np.exp(found.x))
 
 
 def evaluate(
@@ -50,9 +60,12 @@ def evaluate(
 ) -> dict[str, Any]:
     """Accuracy, macro F1, per-class recall and precision, confusion matrix, calibration, each with its interval.
 
-    Shares have Wilson's interval; where subjects are known the accuracy has a bootstrap over subjects instead, as
-    have macro F1, calibration error and NLL (over images where subjects are not known). A test set of one subject,
-    a fold of leave-one-subject-out, says nothing of other people: its intervals are over the images, and say so.
+    Shares have Wilson's interval; where subjects are known they have a bootstrap over subjects instead (Wilson's with
+    as many trials as subjects where all or none are right), as have macro F1, calibration error and NLL (over images
+    where subjects are not known). A test set of one subject, a fold of leave-one-subject-out, says nothing of other
+    people: its intervals are over the images, and say so. The calibration error of a sample is too large, most of all
+    in small bins, and under resampling larger still: its interval is the bootstrap's, reflected, cut off at 0 and
+    widened to its value where that lies above.
 
     Args:
         predictions: Of a test set, for one kind of views.
@@ -63,16 +76,16 @@ def evaluate(
 
     Raises:
         InvalidInput: If there are no labelled predictions, or some are not finite.
+        InvalidOption: If the temperature is not positive.
     """
+    if temperature is not None and not 0 < temperature < np.inf:
+        raise InvalidOption(f"temperature={temperature!r}: a positive number.")
     labels, k = predictions.labels, len(predictions.classes)
     if not len(labels) or labels.min() < 0:
         raise InvalidInput(f"{predictions.dataset}: no images to evaluate, or some without a label.")
-    if not np.isfinite(predictions.logits).all():
-        raise InvalidInput(f"{predictions.dataset}: some logits are not finite.")
-    people = None if predictions.subjects is None else len(set(predictions.subjects))
-    clusters = predictions.subjects if people is not None and people > 1 else None
+    _require_finite(predictions)
     options: dict[str, Any] = {
-        "clusters": clusters,
+        "clusters": predictions.clusters,
         "confidence": confidence,
         "resamples": resamples,
         "seed": seed,
@@ -80,13 +93,10 @@ def evaluate(
     predicted = predictions.logits.argmax(1)
     figures = _figures(predictions.logits, labels, k)
     confusion = figures.pop("confusion")
-    correct = (predicted == labels).astype(np.float64)
+    correct = predicted == labels
     if len(labels) < 2:
         raise InvalidInput(f"{predictions.dataset}: one image is no test set.")
-    if clusters is None:
-        accuracy = wilson(int(correct.sum()), len(labels), confidence)
-    else:
-        accuracy = bootstrap(lambda w: w @ correct / w.sum(1), len(labels), **options)
+    accuracy = _share(correct, np.ones_like(correct), options)
     one_hot = np.eye(k)
     pairs = one_hot[labels][:, :, None] * one_hot[predicted][:, None, :]
     result: dict[str, Any] = {
@@ -94,7 +104,7 @@ def evaluate(
         "images": len(labels),
         "views": predictions.views,
         "confidence": confidence,
-        "intervals_over": "images of one subject" if people == 1 else "images" if clusters is None else "subjects",
+        "intervals_over": predictions.unit,
         "accuracy": float(correct.mean()),
         "accuracy_interval": _interval(accuracy),
         "macro_f1": figures["macro_f1"],
@@ -106,13 +116,12 @@ def evaluate(
         "confusion_matrix": confusion,
     }
     for row, name in enumerate(predictions.classes):
-        hits = confusion[row][row]
-        for figure, trials in (("recall", sum(confusion[row])), ("precision", sum(line[row] for line in confusion))):
-            share = wilson(hits, trials, confidence) if trials else None
+        for figure, counted in (("recall", labels == row), ("precision", predicted == row)):
+            share = _share(correct, counted, options) if counted.any() else None
             result[figure][name] = {
                 "value": None if share is None else share.value,
                 "interval": None if share is None else _interval(share),
-                "images": trials,
+                "images": int(counted.sum()),
             }
     if temperature is not None:
         scaled = predictions.logits / temperature
@@ -123,15 +132,41 @@ def evaluate(
     return result
 
 
+def _require_finite(predictions: Predictions) -> None:
+    if not np.isfinite(predictions.logits).all():
+        raise InvalidInput(f"{predictions.dataset}: some logits are not finite.")
+
+
+def _share(right: NDArray[np.bool_], counted: NDArray[np.bool_], options: dict[str, Any]) -> Interval:
+    """The share of the images counted that are right, (n,) of both, with its interval."""
+    trials, clusters, confidence = int(counted.sum()), options["clusters"], options["confidence"]
+    hits = int((right & counted).sum())
+    if clusters is None:
+        return wilson(hits, trials, confidence)
+    people = len({clusters[row] for row in np.flatnonzero(counted)})
+    if people == 1:
+        return replace(wilson(hits, trials, confidence), method="wilson over images of one subject")
+    if hits in (0, trials):  # every draw would say the same
+        return replace(wilson(people if hits else 0, people, confidence), method="wilson over subjects")
+
+    def share(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        drawn = weights @ counted
+        shares: NDArray[np.float64] = np.where(drawn, weights @ (right & counted) / np.maximum(drawn, 1), np.nan)
+        return shares
+
+    return bootstrap(share, len(right), **options)
+
+
 def _figures(logits: NDArray[Any], labels: NDArray[np.int64], k: int) -> dict[str, Any]:
     try:
         from torchmetrics.functional import classification as tm
     except ImportError as error:
         raise MissingDependency('evaluation needs torchmetrics: pip install "ferattn[train]"') from error
     scores, target = torch.from_numpy(logits).float(), torch.from_numpy(labels)
+    shares = scores.softmax(1).clamp(max=1 - 2**-24)  # torchmetrics gives 1 a bin of its own, one too many
     return {
         "macro_f1": float(tm.multiclass_f1_score(scores, target, k, average="macro")),
-        "ece": float(tm.multiclass_calibration_error(scores.softmax(1), target, k, n_bins=_BINS)),
+        "ece": float(tm.multiclass_calibration_error(shares, target, k, n_bins=_BINS)),
         "confusion": tm.multiclass_confusion_matrix(scores, target, k).tolist(),
     }
 
@@ -142,10 +177,11 @@ def _calibration(
     nll = _nll(logits.astype(np.float64), labels)
     gaps = _gaps(logits, labels)
     of_nll = bootstrap(lambda w: w @ nll / w.sum(1), len(labels), **options)
-    of_ece = bootstrap(lambda w: np.abs(w @ gaps).sum(1) / w.sum(1), len(labels), **options)
+    of_ece, ece = bootstrap(lambda w: np.abs(w @ gaps).sum(1) / w.sum(1), len(labels), **options), figures["ece"]
+    low, high = min(ece, max(0.0, 2 * ece - of_ece.high)), max(ece, 2 * ece - of_ece.low)
     return {
-        "ece": figures["ece"],
-        "ece_interval": _interval(of_ece),
+        "ece": ece,
+        "ece_interval": _interval(replace(of_ece, low=low, high=high, method=f"{of_ece.method}, reflected")),
         "nll": of_nll.value,
         "nll_interval": _interval(of_nll),
     }

@@ -10,7 +10,7 @@ from ferattn.errors import FerattnError
 from ferattn.training.parts import Parts, divide
 from ferattn.training.recipe import Recipe
 
-__all__ = ["earlier_configs", "find_seen", "images_used", "origins"]
+__all__ = ["earlier_configs", "find_seen", "images_known", "images_used", "origins", "parts_of"]
 
 
 def origins(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -39,7 +39,19 @@ def images_used(config: Mapping[str, Any], dataset: FaceDataset) -> dict[str, Fa
         InvalidInput: Likewise.
         UnknownChoice: Likewise.
     """
-    train, validation, _, _ = divide(
+    train, validation, _ = parts_of(config, dataset)
+    return {"trained": train, "chosen": validation}
+
+
+def parts_of(config: Mapping[str, Any], dataset: FaceDataset) -> tuple[FaceDataset, FaceDataset, FaceDataset]:
+    """The training, selection and test images of a run: the dataset divided as it did, unread.
+
+    Raises:
+        InvalidOption: If the dataset cannot be divided so.
+        InvalidInput: Likewise.
+        UnknownChoice: Likewise.
+    """
+    train, validation, test, _ = divide(
         dataset.with_classes(tuple(config["data"]["classes"]), allow_missing=True),
         Recipe().changed(config["recipe"]),
         seed=config["split_seed"],
@@ -47,7 +59,23 @@ def images_used(config: Mapping[str, Any], dataset: FaceDataset) -> dict[str, Fa
         limit=config["limit"],
         subset_seed=config["seed"],
     )
-    return {"trained": train, "chosen": validation}
+    return train, validation, test
+
+
+def images_known(config: Mapping[str, Any], dataset: FaceDataset) -> dict[str, FaceDataset]:
+    """What :func:`images_used` gives where the dataset, under any name, is what a run learnt from; else nothing.
+
+    Args:
+        config: The run's.
+        dataset: All of it.
+    """
+    try:
+        used = images_used(config, dataset)
+        if _counts(used) == _counts_then(config) and used["trained"].checksum() == config["data"]["sha256"]["train"]:
+            return used
+    except (FerattnError, LookupError, TypeError):
+        pass
+    return {}
 
 
 def find_seen(parts: Parts, dataset: FaceDataset, earlier: Iterable[Mapping[str, Any] | None]) -> str | None:
@@ -59,33 +87,43 @@ def find_seen(parts: Parts, dataset: FaceDataset, earlier: Iterable[Mapping[str,
     Args:
         parts: The run's images.
         dataset: What they were taken from.
-        earlier: Configs of runs, as of :func:`earlier_configs`; those on data of another name are passed over.
+        earlier: Configs of runs, as of :func:`earlier_configs`; those on data of another name are passed over, unless
+            what they learnt from is this data under that name.
     """
     for config in earlier:
         if config is None:
             return "the run builds on weights of no known run, which may have seen its test images"
         if config["data"]["dataset"] != dataset.name:
-            continue
-        try:
-            used = images_used(config, dataset)
-            then = config["data"]["images"]
-        except (FerattnError, LookupError, TypeError) as error:
-            told = f"which images those have seen is unknown ({error!r})"
-            return f"the run builds on weights of {dataset.name}, and {told}"
-        now = {role: len(images) for role, images in used.items()}
-        if now != {"trained": then["train"], "chosen": then["validation"]}:
-            return (
-                f"the run builds on weights of {dataset.name} as it was then: {then['train']} and "
-                f"{then['validation']} images to learn from and to choose on, now "
-                f"{now['trained']} and {now['chosen']}"
-            )
+            used = images_known(config, dataset)
+        else:
+            try:
+                used, then = images_used(config, dataset), _counts_then(config)
+            except (FerattnError, LookupError, TypeError) as error:
+                told = f"which images those have seen is unknown ({error!r})"
+                return f"the run builds on weights of {dataset.name}, and {told}"
+            now = _counts(used)
+            if now != then:
+                return (
+                    f"the run builds on weights of {dataset.name} as it was then: {then['trained']} and "
+                    f"{then['chosen']} images to learn from and to choose on, now "
+                    f"{now['trained']} and {now['chosen']}"
+                )
         if parts.select_on == parts.test_on:  # the test has chosen the epoch in any case, and it is said
-            del used["chosen"]
+            used.pop("chosen", None)
         for role, images in used.items():
             shared = _shared(parts, images)
             if shared:
                 return f"the run builds on weights that were {role} on {shared}"
     return None
+
+
+def _counts(used: Mapping[str, FaceDataset]) -> dict[str, int]:
+    return {role: len(images) for role, images in used.items()}
+
+
+def _counts_then(config: Mapping[str, Any]) -> dict[str, int]:
+    then = config["data"]["images"]
+    return {"trained": then["train"], "chosen": then["validation"]}
 
 
 def _shared(parts: Parts, images: FaceDataset) -> str | None:

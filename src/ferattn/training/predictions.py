@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,6 +52,18 @@ class Predictions:
         right: NDArray[np.bool_] = self.logits.argmax(1) == self.labels
         return right
 
+    @property
+    def clusters(self) -> tuple[str, ...] | None:
+        """The subjects where there are several: what intervals and tests have to draw whole."""
+        return self.subjects if self.subjects is not None and len(set(self.subjects)) > 1 else None
+
+    @property
+    def unit(self) -> str:
+        """What is drawn: ``"subjects"``, ``"images"``, or ``"images of one subject"``."""
+        if self.clusters is not None:
+            return "subjects"
+        return "images" if self.subjects is None else "images of one subject"
+
     def save(self, path: Path) -> None:
         """Write an npz file, completely or not at all."""
         content: dict[str, Any] = {
@@ -88,7 +101,7 @@ class Predictions:
                 )
         except OSError as error:
             raise InvalidInput(f"{path}: cannot be read ({error.strerror or error}).") from error
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise InvalidInput(f"{path}: no file of predictions ({error}).") from error
 
     def aligned(self, other: Predictions) -> Predictions:
