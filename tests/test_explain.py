@@ -6,13 +6,16 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ferattn import CBAM, SE, ChannelGate, SpatialGate, attach, create_model
+from ferattn.cli.explain import explanations
 from ferattn.errors import InvalidInput, InvalidOption, NoSite, UnknownChoice
 from ferattn.explain import METHODS, attention_gates, class_activation_maps, explanation
+from ferattn.predict import EmotionRecognizer
 
 
 def images(count: int = 2, channels: int = 1) -> Tensor:
@@ -128,6 +131,19 @@ def test_one_run_gives_what_several_give(name: str, last: bool) -> None:
     asked = explanation(model, faces, [2, 0, 1], layer=layer)
     assert asked.classes.tolist() == [2, 0, 1]
     torch.testing.assert_close(asked.maps, class_activation_maps(model, faces, [2, 0, 1], layer=layer))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_faces_are_recognised_and_drawn_in_any_precision(dtype: torch.dtype) -> None:
+    face = np.random.default_rng(0).integers(0, 256, (48, 48), dtype=np.uint8)
+    found = []
+    for kind in (torch.float32, dtype):
+        recognizer = EmotionRecognizer.from_pretrained("cnn_se", detector="none")
+        recognizer.model.to(kind)
+        [drawn] = explanations(recognizer, [face], row=None, method="hires-cam", layer=None)
+        found.append((recognizer(face)[0].probabilities, drawn["map"]))
+    assert found[0][0] == pytest.approx(found[1][0], abs=0.02)
+    assert np.abs(found[0][1] - found[1][1]).max() < 0.05 * found[0][1].max()
 
 
 def test_looking_within_no_grad_and_at_a_model_that_fails() -> None:

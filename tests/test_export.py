@@ -178,6 +178,7 @@ def test_a_file_that_is_wrong_replaces_nothing(model: nn.Module, match: str, tmp
     [
         (nn.Conv2d(1, 1, 3), {}, InvalidOption, "Conv2d does not say what images it takes"),
         (nn.Conv2d(1, 1, 3), {"example": torch.zeros(1, 9, 9)}, InvalidInput, r"\(b, c, h, w\)"),
+        (nn.Conv2d(1, 1, 3), {"example": [[0.0]]}, InvalidInput, r"example a list: a tensor of images"),
         (nn.Conv2d(1, 1, 3), {"example": torch.zeros(1, 1, 9, 9), "batch_size": 0}, InvalidOption, "batch_size"),
         (nn.Conv2d(1, 1, 3), {"example": torch.zeros(1, 1, 9, 9), "opset": 17}, InvalidOption, "at least 18"),
         (nn.Conv2d(1, 1, 3), {"example": torch.zeros(1, 1, 9, 9), "opset": 999}, InvalidOption, "knows 18 to"),

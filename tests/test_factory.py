@@ -157,6 +157,19 @@ BAD = [
     ("vgg16_se", {"image_size": 64}, UnknownChoice, r"unknown option 'image_size' of vgg16; did you mean 'img_size'"),
     ("resnet18_se", {"attention_options": "reduction"}, InvalidOption, r"attention_options must map names to values"),
     ("vgg16", {"img_size": "48"}, InvalidOption, r"img_size must be a whole number of at least 1; got '48'"),
+    ("cnn_se", {"act_layer": "foo"}, UnknownChoice, r"unknown act_layer 'foo'"),
+    ("resnet18_se", {"act_layer": "foo"}, UnknownChoice, r"unknown act_layer 'foo'"),
+    ("resnet18_se", {"norm_layer": "foo"}, UnknownChoice, r"unknown norm_layer 'foo'"),
+    ("cnn_se", {"global_pool": "avgg"}, UnknownChoice, r"unknown global_pool 'avgg'; did you mean 'avg'"),
+    ("resnet18", {"output_stride": 7}, InvalidOption, r"output_stride=7 of resnet18: one of 8, 16, 32"),
+    ("vgg11", {"output_stride": 16}, InvalidOption, r"output_stride=16 of vgg11: one of 32"),
+    ("resnet18", {"out_indices": (1,)}, InvalidOption, r"is for features_only=True"),
+    ("cnn_se", {"features_only": True, "out_indices": (9,)}, InvalidOption, r"cnn_se has no such feature map"),
+    ("resnet18_se", {"features_only": True, "out_indices": (9,)}, InvalidOption, r"has no such feature map"),
+    ("cnn", {"drop_rate": "a"}, InvalidOption, r"drop_rate='a'"),
+    ("cnn", {"hidden": 0}, InvalidOption, r"hidden must be a whole number of at least 1"),
+    ("resnetaa50", {}, InvalidOption, r"multiple of 32 on a side for resnetaa50, .* got 48x48. Near it: 32 or 64"),
+    ("resnetaa50", {"img_size": 20}, InvalidOption, r"at least 32 pixels"),
     ("cnn", {"width": 1}, UnknownChoice, r"unknown option 'width' of cnn. Options: .*hidden"),
 ]
 
@@ -229,6 +242,8 @@ def test_registering_twice_is_registering_once() -> None:
         ("cnn_cbam", {"img_size": 64, "attention_options": {"spatial": "bias", "refined": False}}),
         ("vgg11", {"num_classes": 8}),
         ("resnet18", {}),
+        ("cnn_se", {"norm_layer": torch.nn.BatchNorm2d}),
+        ("vgg11_se", {"norm_layer": torch.nn.BatchNorm2d}),
     ],
 )
 def test_saving_and_opening_through_timms_hub_code(name: str, options: dict[str, Any], tmp_path: Path) -> None:
@@ -324,9 +339,10 @@ def test_activations_are_swapped_before_attention_comes() -> None:
     assert block.fc2.weight.abs().max() == 0
 
 
-def test_feature_extraction_by_symbolic_trace() -> None:
-    model = create_model("resnet18_cbam", features_only=True, feature_cls="fx").eval()
-    other = create_model("resnet18_cbam", features_only=True).eval()
+@pytest.mark.parametrize("name", ["resnet18_cbam", "vgg11_se", "cnn_se"])
+def test_feature_extraction_by_symbolic_trace(name: str) -> None:
+    model = create_model(name, features_only=True, feature_cls="fx").eval()
+    other = create_model(name, features_only=True).eval()
     other.load_state_dict(model.state_dict(), strict=False)
     maps = model(torch.randn(1, 1, 48, 48))
     assert [tuple(m.shape[1:]) for m in maps] == [tuple(m.shape[1:]) for m in other(torch.randn(1, 1, 48, 48))]

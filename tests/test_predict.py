@@ -14,7 +14,7 @@ from skimage.data import astronaut
 from torch import Tensor, nn
 
 from ferattn.data import AUGMENTATIONS, BatchTransform
-from ferattn.errors import InvalidInput, InvalidOption, UnknownChoice, WeightsMismatch
+from ferattn.errors import InvalidInput, InvalidOption, UnknownChoice
 from ferattn.faces import Face, crop, histogram_equalise
 from ferattn.predict import EmotionRecognizer, equalise_once, open_pretrained
 from ferattn.shipped import SHIPPED
@@ -237,6 +237,8 @@ def test_bad_input(tmp_path: Path) -> None:
         ({"channels": 2}, InvalidOption, "channels=2"),
         ({"temperature": 0}, InvalidOption, "temperature"),
         ({"batch_size": 0}, InvalidOption, "batch_size"),
+        ({"batch_size": 1.5}, InvalidOption, "batch_size"),
+        ({"temperature": "1"}, InvalidOption, "temperature"),
         ({"size": 0}, InvalidOption, "size"),
         ({"margin": -1}, InvalidOption, "margin"),
         ({"temperature": float("inf")}, InvalidOption, "temperature"),
@@ -247,10 +249,13 @@ def test_bad_input(tmp_path: Path) -> None:
             recognizer(**options)
     with pytest.raises(UnknownChoice, match="did you mean"):
         open_pretrained("cnn_sse")
-    with pytest.raises(WeightsMismatch, match="cnn_eca"):
-        open_pretrained("cnn_eca")
+    for other in ("cnn_eca", "resnet18", "ferattn_resnet18.a1_in1k"):  # nothing is downloaded to find that out
+        with pytest.raises(InvalidOption, match=r"no weights that classify .* with it\. Options: cnn_se"):
+            open_pretrained(other)
     with pytest.raises(InvalidOption, match="not a folder of weights that `ferattn ship` wrote"):
         open_pretrained(f"local-dir:{tmp_path}")
+    with pytest.raises(InvalidOption, match="a name of its own for each output"):
+        EmotionRecognizer(Brightness(), BatchTransform(AUGMENTATIONS["none"]), ["happy", "happy"], detector="none")
     outputs = EmotionRecognizer(Brightness(), BatchTransform(AUGMENTATIONS["none"]), "abc", detector="none")
     with pytest.raises(InvalidInput, match="2 outputs for 3 classes"):
         outputs(PICTURE, channels="rgb")

@@ -139,6 +139,20 @@ def test_features_only_and_plain_backbones_load_too(saved: dict[str, Path]) -> N
     torch.testing.assert_close(via_timm.conv1.weight, plain.conv1.weight)
 
 
+@pytest.mark.parametrize("attention", ["", "_se"])
+@pytest.mark.parametrize("backbone", SMALL)
+def test_weights_come_without_a_classifier_too(saved: dict[str, Path], backbone: str, attention: str) -> None:
+    overlay = {"file": str(saved[backbone])}
+    options = {"in_chans": 3, "img_size": 64, "pretrained_cfg_overlay": overlay}
+    bare: Any = create_model(f"{backbone}{attention}", True, num_classes=0, **options).eval()
+    whole: Any = create_model(f"{backbone}{attention}", True, num_classes=5, **options).eval()
+    whole.load_state_dict(bare.state_dict(), strict=False)
+    assert not any("fc." in key and key.startswith(("fc", "head.fc")) for key in bare.load_report.new)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(bare(x), whole.forward_head(whole.forward_features(x), pre_logits=True))
+
+
 def test_prelu_slopes_are_new_and_said_so(saved: dict[str, Path]) -> None:
     model: Any = create_model("resnet18_prelu", True, pretrained_cfg_overlay={"file": str(saved["resnet18.pth"])})
     assert {key for key in model.load_report.new if not key.startswith("fc.")} == {

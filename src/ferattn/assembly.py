@@ -43,6 +43,9 @@ def build(spec: ModelSpec, known: str, pretrained: bool, **options: Any) -> nn.M
     options["img_size"] = image_size(options.get("img_size", tuple(input_size[1:])))
     options["num_classes"] = require_whole(options["num_classes"], "num_classes", least=0)
     options["in_chans"] = require_whole(options["in_chans"], "in_chans", least=1)
+    taps = options.get("out_indices")
+    if taps is not None and not options.get("features_only"):
+        raise InvalidOption(f"out_indices={taps!r} is for features_only=True.")
     parts: dict[str, Any] = {}
     adapted: list[str] = []
     about = source | {"pretrained_cfg": own} if own is not None else {"pretrained_cfg": _random_weights(known)}
@@ -56,6 +59,10 @@ def build(spec: ModelSpec, known: str, pretrained: bool, **options: Any) -> nn.M
             **about,
             **options,
         )
+    except (IndexError, AssertionError) as error:
+        if taps is None:
+            raise
+        raise InvalidOption(f"out_indices={taps!r}: {spec} has no such feature map.") from error
     except UNREADABLE as error:
         if isinstance(error, FerattnError) or own is None or not pretrained:
             raise

@@ -17,7 +17,7 @@ from timm.models import VGG, ResNet, ResNetV2, is_model_in_modules, model_entryp
 from torch import nn
 
 from ferattn.cnn import CNN, find_norm
-from ferattn.errors import InvalidOption, UnknownChoice, closest, require_whole
+from ferattn.errors import InvalidOption, UnknownChoice, choose, closest, require_whole
 from ferattn.heads import FittedHead
 from ferattn.stems import set_stem
 
@@ -49,6 +49,7 @@ BACKBONES = (
 )
 """The first-class backbones: listed, registered with timm, and held to timm's whole contract by the tests."""
 
+_POOLS = ("fast", "avg", "max", "avgmax", "catavgmax", "fastavg", "fastmax", "fastavgmax", "fastcatavgmax")
 _FAMILIES = ("vgg", "resnet", "resnetv2")
 _OTHER_OPTIONS = (
     "img_size",
@@ -118,6 +119,7 @@ def build_backbone(name: str, img_size: tuple[int, int], *, stem: str = "own", *
         InvalidOption: If the picture is too small for the backbone, or the backbone has no stem to change.
         UnknownChoice: If the backbone does not take an option, or there is no such stem.
     """
+    _require_choices(name, options)
     try:
         if name == "cnn":
             return set_stem(_placed_cnn(img_size, **options), stem)
@@ -136,6 +138,8 @@ def build_backbone(name: str, img_size: tuple[int, int], *, stem: str = "own", *
         ) from error
     set_stem(model, stem)
     _require_size(name, img_size, max(info["reduction"] for info in model.feature_info))
+    if any(isinstance(module, nn.AvgPool2d) and path.endswith(".aa") for path, module in model.named_modules()):
+        _require_multiple(name, img_size, max(info["reduction"] for info in model.feature_info))
     plain: nn.Module = model
     return plain
 
@@ -198,6 +202,42 @@ def _fitted_vgg(name: str, img_size: tuple[int, int], **options: Any) -> nn.Modu
     model.pre_logits = head.to(device=like.device, dtype=like.dtype)
     fitted: nn.Module = model
     return fitted
+
+
+def _require_choices(name: str, options: dict[str, Any]) -> None:
+    """Refuse values that timm would refuse with an error of its own, or with none that says anything."""
+    if isinstance(options.get("act_layer"), str):
+        try:
+            get_act_layer(options["act_layer"])
+        except KeyError:
+            raise UnknownChoice(
+                f"unknown act_layer {options['act_layer']!r}. Options: timm's names, such as 'relu', 'elu' or "
+                "'silu', or a class such as nn.ReLU."
+            ) from None
+    find_norm(options.get("norm_layer"))
+    if options.get("global_pool"):  # "" is for none
+        choose(dict.fromkeys(_POOLS), str(options["global_pool"]).lower(), "global_pool")
+    strides = (32,) if name == "cnn" or is_model_in_modules(name, ["vgg"]) else (8, 16, 32)
+    if options.get("output_stride", 32) not in strides:
+        raise InvalidOption(
+            f"output_stride={options['output_stride']!r} of {name}: one of {', '.join(map(str, strides))}."
+        )
+    drop_rate = options.get("drop_rate", 0.0)
+    if isinstance(drop_rate, bool) or not isinstance(drop_rate, int | float) or not 0 <= drop_rate < 1:
+        raise InvalidOption(f"drop_rate={drop_rate!r}: from 0 to less than 1.")
+    if "hidden" in options:
+        require_whole(options["hidden"], "hidden", least=1)
+
+
+def _require_multiple(name: str, img_size: tuple[int, int], step: int) -> None:
+    odd = [side for side in img_size if side % step]
+    if odd:
+        near = [max(step, odd[0] // step * step), (odd[0] // step + 1) * step]
+        told = " or ".join(map(str, sorted(set(near))))
+        raise InvalidOption(
+            f"img_size must be a multiple of {step} on a side for {name}, whose pools and convolutions round odd "
+            f"sizes differently; got {img_size[0]}x{img_size[1]}. Near it: {told}."
+        )
 
 
 def _require_size(name: str, img_size: tuple[int, int], smallest: int) -> None:

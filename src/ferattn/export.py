@@ -263,8 +263,9 @@ def _prepare(model: nn.Module, example: Tensor | None, batch_size: int | None) -
     wanted = 2 if batch_size is None else require_whole(batch_size, "batch_size", least=1)
     if example is None:
         example = _random_images(network, wanted)
-    if example.ndim != 4 or not len(example):
-        raise InvalidInput(f"example of shape {tuple(example.shape)}: images (b, c, h, w) are needed.")
+    if not isinstance(example, Tensor) or example.ndim != 4 or not len(example):
+        what = f"of shape {tuple(example.shape)}" if isinstance(example, Tensor) else f"a {type(example).__name__}"
+        raise InvalidInput(f"example {what}: a tensor of images (b, c, h, w) is needed.")
     images = example.detach().cpu().clone()
     images = images.repeat(-(-wanted // len(images)), 1, 1, 1)[: wanted if batch_size else None]
     try:

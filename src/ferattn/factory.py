@@ -12,7 +12,7 @@ from torch import nn
 
 from ferattn import entrypoints
 from ferattn.assembly import build
-from ferattn.backbones import is_timm_backbone
+from ferattn.backbones import has_norm, is_timm_backbone
 from ferattn.errors import InvalidOption, UnknownChoice, WeightsMismatch
 from ferattn.placements import Placement
 from ferattn.shipped import describe
@@ -89,6 +89,8 @@ def create_model(
         tag = pretrained
     known = register(architecture.removeprefix(_PLAIN_PREFIX) if isinstance(architecture, str) else architecture)
     checkpoint = timm_options.pop("checkpoint_path", None)
+    if timm_options.get("norm_layer") is nn.BatchNorm2d and not has_norm(ModelSpec.parse(architecture).backbone):
+        timm_options["norm_layer"] = "batchnorm2d"  # which timm can write to a model's config
     model: nn.Module = timm.create_model(
         f"{known}.{tag}" if tag else known,
         pretrained=bool(pretrained),

@@ -6,11 +6,13 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 __all__ = ["FittedHead", "fold_stretch"]
 
 
+@register_notrace_module  # it looks at its map's size, as the head of timm's VGG does
 class FittedHead(nn.Module):
     """Fully connected layers on a whole feature map, written as convolutions, before the classifier.
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ferattn.data import AUGMENTATIONS, VIEWS, BatchTransform, Standardize, is_equalised, views
 from ferattn.data.contrast import mostly
-from ferattn.errors import InvalidInput, InvalidOption, choose
+from ferattn.errors import InvalidInput, InvalidOption, choose, require_whole
 from ferattn.faces import (
     Detector,
     Face,
@@ -37,8 +37,9 @@ from ferattn.faces import (
 from ferattn.faces.crops import Color, check_crop_options
 from ferattn.faces.pictures import Channels, Picture
 from ferattn.factory import create_model
-from ferattn.shipped import read_config, read_folder
+from ferattn.shipped import read_config, read_folder, shipped_names
 from ferattn.smoothing import Smoother
+from ferattn.spec import ModelSpec
 
 __all__ = [
     "EmotionRecognizer",
@@ -131,6 +132,11 @@ def open_pretrained(name: str) -> Pretrained:
     """
     kind, _, path = name.partition(":")
     local = kind == "local-dir"
+    if not local and str(ModelSpec.parse(name.partition(".")[0].removeprefix("ferattn_"))) not in shipped_names():
+        raise InvalidOption(
+            f"{name}: no weights that classify emotions come with it. Options: {', '.join(shipped_names())}, or "
+            "local-dir:FOLDER with what `ferattn ship` wrote."
+        )
     shipped = read_shipment(Path(path)) if local else read_config(name.partition(".")[0]) or {}
     of_shipped = shipped.get("pretrained_cfg", {})
     channels, height, width = of_shipped.get("input_size") or (1, 48, 48)
@@ -234,10 +240,11 @@ class EmotionRecognizer:
     ) -> None:
         if channels not in (1, 3):
             raise InvalidOption(f"channels={channels!r}: 1 for gray or 3 for colour.")
-        if not 0 < temperature < math.inf:
+        if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
             raise InvalidOption(f"temperature={temperature!r}: a positive number.")
-        if batch_size < 1:
-            raise InvalidOption(f"batch_size={batch_size!r}: at least 1.")
+        require_whole(batch_size, "batch_size", least=1)
+        if len(set(classes)) != len(classes):
+            raise InvalidOption(f"classes={tuple(classes)!r}: a name of its own for each output.")
         check_crop_options(size=size, margin=margin, color="gray", padding="edge")
         choose(VIEWS, views, "test-time views")
         self.model, self.transform, self.classes = model, transform, tuple(classes)
@@ -383,7 +390,9 @@ class EmotionRecognizer:
         self.transform.eval().to(device)
         with torch.inference_mode():
             stack = views(stack_crops(crops).to(device), self.views)
-            logits = self.model(self.transform(stack.flatten(0, 1))).double().unflatten(0, stack.shape[:2])
+            images = self.transform(stack.flatten(0, 1))
+            images = images if parameter is None else images.to(parameter.dtype)
+            logits = self.model(images).double().unflatten(0, stack.shape[:2])
             if logits.shape[2:] != (len(self.classes),):
                 raise InvalidInput(f"the model has {logits.shape[-1]} outputs for {len(self.classes)} classes.")
             rows: list[list[float]] = (logits / self.temperature).softmax(-1).mean(1).tolist()

@@ -30,7 +30,7 @@ class Smoother:
     """
 
     def __init__(self, half_life: float) -> None:
-        if not 0 <= half_life < math.inf:
+        if not isinstance(half_life, int | float) or not 0 <= half_life < math.inf:
             raise InvalidOption(f"a half-life of {half_life!r}: seconds, 0 or more.")
         self.half_life = half_life
         # By track: when it was last, the sum of the weights, the weighted sums.

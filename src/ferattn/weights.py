@@ -103,7 +103,9 @@ def load_backbone_weights(
     own = model.state_dict()
     weights = plain.state_dict()
     if any(
-        value.shape != own.get(key, value).shape for key, value in weights.items() if key.startswith(f"{classifier}.")
+        key not in own or value.shape != own[key].shape
+        for key, value in weights.items()
+        if key.startswith(f"{classifier}.")
     ):
         weights = {key: value for key, value in weights.items() if not key.startswith(f"{classifier}.")}
     adapted = _first_convolutions(description) if in_chans != 3 else []

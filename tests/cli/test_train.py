@@ -22,9 +22,10 @@ from ferattn import create_model
 from ferattn.cli.train import build_model
 from ferattn.data import FaceDataset, open_dataset
 from ferattn.statistics import mcnemar, subject_sign_flip
-from ferattn.training import Predictions, Recipe, RunFolder, load_recipe, make_parts
+from ferattn.training import Predictions, Recipe, RunFolder, list_recipes, load_recipe, make_parts
 from ferattn.training.lineage import find_seen
 from ferattn.training.parts import divide
+from training import faces
 
 
 def test_three_commands(images: Path, trained: Path, tmp_path: Path) -> None:
@@ -65,13 +66,24 @@ def test_a_run_is_tested_on_its_own_division(images: Path, tmp_path: Path) -> No
                 if number in wanted:
                     shutil.copy(picture, tmp_path / "faces" / part / folder.name)
     data, out, logits = tmp_path / "faces", tmp_path / "run", tmp_path / "p.npz"
-    said = run("train", "--recipe", "luo2023", "--model", "cnn", "--data", data, "--out", out, *FAST)
+    options = ("--recipe", "luo2023", "--model", "cnn", "--data", data, *FAST)
+    said = run("train", *options, "--out", out, "--set", "split=random-80-20")
     assert said.startswith("0"), said
+    assert "own parts" not in said
     said = run("evaluate", "--checkpoint", out, "--data", data, "--split", "test", "--predictions", logits)
     assert said.startswith("0"), said
     assert Predictions.load(logits).ids == RunFolder(out).predictions("test").ids
     said = run("evaluate", "--checkpoint", out, "--data", data, "--split", "train", "--predictions", logits)
     assert all(name.startswith("train/") for name in Predictions.load(logits).ids)
+    # Unless the recipe is told otherwise, the folder's own parts are used.
+    said = run("train", *options, "--out", tmp_path / "own")
+    assert said.startswith("0"), said
+    assert "own parts are used: test, train. --set split=random-80-20" in said
+    own = RunFolder(tmp_path / "own")
+    assert (own.config["recipe"]["split"], own.config["data"]["honest"]) == ("official", True)
+    assert len(own.predictions("test").ids) == 16
+    assert all(name.startswith("test/") for name in own.predictions("test").ids)
+    assert all(name.startswith("train/") for name in own.predictions("validation").ids)
 
 
 def test_views_are_reported_beside_the_plain_figures(images: Path, trained: Path, tmp_path: Path) -> None:
@@ -316,6 +328,59 @@ def test_recipes_work_on_other_sizes(images: Path, tmp_path: Path) -> None:
         said = run("evaluate", "--checkpoint", out, "--data", images, "--split", "test", "--json", report)
         assert said.startswith("0"), said
         assert json.loads(report.read_text())["accuracy"] == RunFolder(out).results["test"]["accuracy"]
+
+
+@pytest.mark.parametrize("recipe", list_recipes())
+@pytest.mark.parametrize("split", ["its own", "leave-one-subject-out", "subject-10-fold"])
+def test_ten_people_are_enough_for_every_recipe(tmp_path: Path, recipe: str, split: str) -> None:
+    dataset = open_dataset(trees.jaffe_tree(tmp_path), "jaffe")
+    settings = load_recipe(recipe, "jaffe")
+    if split != "its own":
+        settings = settings.changed({"split": split})
+        if not settings.validation_fraction:
+            settings = settings.changed({"validation_fraction": 0.1})
+    train, validation, test, honest = divide(dataset, settings, seed=0, fold=0, limit=None, subset_seed=0)
+    people = [set(part.subjects or ()) for part in (train, validation, test)]
+    assert min(len(part) for part in (train, validation, test)) > 0
+    assert honest == (settings.split in ("leave-one-subject-out", "subject-10-fold"))
+    if honest:
+        assert len(set.union(*people)) == sum(map(len, people)) == 10
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("momentum=0.5",), "momentum would change nothing: it is SGD's"),
+        (("schedule=cosine", "lr_min=0.1"), "lr_min would change nothing: it is for plateaus"),
+        (("mix_off_epochs=1",), "mix_off_epochs would change nothing: the augmentation 'luo2023' does not mix"),
+        (("patience=0", "stop_monitor=val_loss"), "stop_monitor would change nothing"),
+    ],
+)
+def test_settings_that_would_change_nothing_are_refused(
+    images: Path, tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    changes = [part for word in words for part in ("--set", word)]
+    found = run("train", "--recipe", "luo2023", "--data", images, "--out", tmp_path / "run", *FAST, *changes)
+    assert found.startswith("2")
+    assert said in found
+
+
+def test_a_shortened_run_says_what_it_is_short_of(images: Path, tmp_path: Path) -> None:
+    options = ("--model", "cnn", "--data", images, "--out", tmp_path / "run", "--set", "warmup_epochs=0", *FAST)
+    assert "epochs=2: no epoch is mixed (mix_off_epochs=20)." in run("train", "--recipe", "strong", *options)
+
+
+def test_the_same_data_under_another_name_is_known(tmp_path: Path) -> None:
+    for name in ("faces", "copies", "others"):
+        faces.folder_of_images(tmp_path / name, seed=name == "others")
+    first = tmp_path / "first"
+    options = ("--recipe", "luo2023", "--model", "cnn", *FAST)
+    assert run("train", *options, "--data", tmp_path / "faces", "--out", first).startswith("0")
+    for name, seed, told in (("copies", 5, True), ("copies", 0, False), ("others", 5, False)):
+        dataset = open_dataset(tmp_path / name, "folder")
+        parts = make_parts(dataset, Recipe().changed(RunFolder(first).config["recipe"]), seed=seed)
+        seen = find_seen(parts, dataset, [RunFolder(first).config])
+        assert (seen is not None and "weights that were trained on" in seen) == told, (name, seed)
 
 
 @pytest.mark.slow

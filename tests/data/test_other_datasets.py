@@ -140,6 +140,24 @@ def test_a_stray_folder_is_reported_and_renames_nothing(tmp_path):
     assert ImageFolder(tmp_path, names={"misc": "fear"}, on_error="skip").classes == ("fear",)
 
 
+def test_empty_folders_are_told(tmp_path):
+    for folder in ("train/anger", "train/happiness", "test/anger"):
+        write(tmp_path / folder / "1.png", png(noise(1, 8, 8)))
+    for folder in ("test/happiness", ".cache", "__MACOSX"):  # a class that has pictures elsewhere, and no classes
+        (tmp_path / folder).mkdir()
+    assert ImageFolder(tmp_path).classes == ("angry", "happy")
+    (tmp_path / "train" / "contempt").mkdir()
+    with pytest.raises(InvalidInput, match="train/contempt: an empty folder"):
+        ImageFolder(tmp_path)
+    assert [entry.name for entry in ImageFolder(tmp_path, on_error="skip").skipped] == ["train/contempt"]
+
+
+def test_a_folder_does_not_pass_for_a_dataset(tmp_path):
+    for folder in ("anger", "happiness"):
+        write(tmp_path / "FER2013" / folder / "1.png", png(noise(1, 8, 8)))
+    assert ImageFolder(tmp_path / "FER2013").name == "FER2013 folder"
+
+
 def test_names_that_are_mostly_no_emotions_stay_as_they_are(tmp_path):
     for folder in ("cats", "dogs", "happiness"):
         write(tmp_path / folder / "1.png", png(noise(1, 8, 8)))

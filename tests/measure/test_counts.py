@@ -229,6 +229,13 @@ def test_a_custom_operator_is_not_free() -> None:
     assert count(Twice(), (1, 2, 3), formulas=formulas).flops == 6
 
 
+def test_a_model_with_copies_for_gpus_is_counted_as_its_original() -> None:
+    plain = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+    assert count(nn.DataParallel(plain), (1, 8, 8)).flops == count(plain, (1, 8, 8)).flops > 0
+    with pytest.raises(InvalidInput, match="channels, height, width"):
+        count(plain, 48)
+
+
 def test_a_compiled_model_is_counted_as_its_original() -> None:
     model = small()
     assert count(torch.compile(model), (1, 6, 6)) == count(model, (1, 6, 6))

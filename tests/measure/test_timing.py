@@ -114,6 +114,11 @@ def test_channels_last_and_autocast() -> None:
     assert seen_with(autocast=torch.bfloat16)["dtype"] == torch.bfloat16
 
 
+def test_a_shape_becomes_what_the_model_takes() -> None:
+    for dtype in (torch.bfloat16, torch.float64):
+        assert time(nn.Conv2d(1, 1, 1).to(dtype), (1, 1, 2, 2), **QUICK).median_ms > 0
+
+
 def test_compiled_is_compiled_and_nothing_else() -> None:
     seen: list[bool] = []
 

@@ -337,6 +337,65 @@ def test_an_interrupted_run_ends_in_the_same_weights(
     assert first == second
 
 
+def test_a_run_whose_folder_was_moved_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its best epoch was one of those before: the folder's name does not matter."""
+    changes = {"epochs": 8, "lr": 0.3, "keep": "val_loss"}
+    whole = run(tmp_path / "whole", **changes)
+    best = whole.results["best_epoch"]
+    assert best < 6
+    with monkeypatch.context() as patch:
+        _interrupt(patch, "metrics.csv", 7)
+        with pytest.raises(_Killed):
+            run(tmp_path / "cut", **changes)
+    (tmp_path / "cut").rename(tmp_path / "moved")
+    moved = run(tmp_path / "moved", **changes)
+    assert moved.results["best_epoch"] == best
+    assert same(whole, moved)
+
+
+def test_slurm_is_asked_for_no_checkpoints_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning's are written in the middle of an epoch, and what goes on from there is another run."""
+    import signal
+
+    from ferattn.training import fitting
+
+    whole, found = run(tmp_path / "whole"), []
+    for name, value in {
+        "SLURM_NTASKS": "1",
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NAME": "x",
+        "SLURM_NODELIST": "n",
+    }.items():
+        monkeypatch.setenv(name, value)
+    for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"):
+        monkeypatch.setenv(name, "0")
+    make = fitting._trainer
+
+    def trainer(*given):
+        found.append(make(*given))
+        return found[-1]
+
+    monkeypatch.setattr(fitting, "_trainer", trainer)
+    before = signal.getsignal(signal.SIGUSR1)
+    assert same(whole, run(tmp_path / "slurm"))
+    environment = found[0]._accelerator_connector.cluster_environment
+    assert (type(environment).__name__, environment.auto_requeue) == ("SLURMEnvironment", False)
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+
+def test_the_learning_rate_in_the_table_is_the_epochs(tmp_path: Path) -> None:
+    rows = rows_of(run(tmp_path / "run", schedule="steps", step_epochs=[1, 2], step_factors=[0.5, 0.1], lr=0.04))
+    assert [row["lr"] for row in rows] == pytest.approx([0.04, 0.02, 0.004])
+
+
+def test_a_mistake_before_the_first_step_leaves_the_folder_free(tmp_path: Path) -> None:
+    with pytest.raises(InvalidOption, match="no group_matcher"):
+        run(tmp_path / "run", layer_decay=0.5, optimizer="adamw")
+    folder = run(tmp_path / "run", optimizer="adamw")
+    assert folder.finished
+    assert folder.config["recipe"]["layer_decay"] == 1
+
+
 def test_a_run_from_before_a_setting_was_there_goes_on(tmp_path: Path) -> None:
     folder = run(tmp_path / "run", epochs=1)
     config = json.loads((folder.path / "config.json").read_text())
@@ -494,6 +553,8 @@ def test_class_weights_are_used(tmp_path: Path) -> None:
         ({"normalize": "model"}, InvalidOption, "no pretrained_cfg"),
         ({"layer_decay": 0.5, "optimizer": "adamw"}, InvalidOption, "no group_matcher"),
         ({"augmentation": "stronk"}, UnknownChoice, "did you mean 'strong'"),
+        ({"augmentation": "chap2021", "normalize": "train"}, InvalidOption, "normalize='train'"),
+        ({"augmentation": "chap2021", "size": 12}, InvalidOption, "size=12"),
     ],
 )
 def test_mistakes_are_told_before_training(tmp_path: Path, changes: dict, error: type, said: str) -> None:

@@ -77,6 +77,7 @@ def test_what_the_papers_say() -> None:
         ({"schedule": "plateau", "warmup_epochs": 2}, InvalidOption, "has none"),
         ({"epochs": 3, "warmup_epochs": 3}, InvalidOption, "fewer than the epochs"),
         ({"layer_decay": 0.5}, InvalidOption, "adamw"),
+        ({"schedule": "steps", "step_epochs": [5], "step_factors": [-0.1]}, InvalidOption, "more than 0"),
     ],
 )
 def test_mistakes(changes: dict, error: type, said: str) -> None:
@@ -106,6 +107,13 @@ def test_names_and_files(tmp_path: Path) -> None:
         ("[setings]\nlr = 0.5\n", UnknownChoice, "did you mean 'settings'"),
         ("summary = 'x'\n", InvalidInput, "no table"),
         ("[settings", InvalidInput, r"mine\.toml"),
+        ("dataset = 3\n[settings]\nlr = 0.5\n", InvalidInput, r"dataset = 3; a table"),
+        ("says = 'x'\n[settings]\nlr = 0.5\n", InvalidInput, r"says = 'x'; a table"),
+        ("[settings]\nlr = 0.5\n[dataset]\njaffe = 3\n", InvalidInput, r"dataset\.jaffe = 3; a table"),
+        ("[settings]\nlr = 0.5\n[dataset.floder]\nlr = 7.0\n", UnknownChoice, "did you mean 'folder'"),
+        ("[settings]\nlr = 0.5\n[dataset.folder]\nrl = 7.0\n", UnknownChoice, "'rl'"),
+        ("[settings]\nlr = 0.5\n[variant.x]\nlr = -1\n", InvalidOption, "lr=-1"),
+        ("[settings]\nlr = 0.5\n[variant.x]\nlayer_decay = 0.5\n", InvalidOption, "adamw"),
     ):
         mine.write_text(text)
         if error is None:
@@ -115,6 +123,29 @@ def test_names_and_files(tmp_path: Path) -> None:
                 load_recipe(str(mine))
     with pytest.raises(InvalidInput, match="cannot be read"):
         load_recipe(str(tmp_path / "none.toml"))
+
+
+def test_what_shortened_runs_are_short_of() -> None:
+    for name in list_recipes():
+        assert load_recipe(name).never_reached() == []
+    chap, strong = load_recipe("chap2021"), load_recipe("strong")
+    assert "rate at 150 (step_epochs) never come" in chap.changed({"epochs": 150}).never_reached()[0]
+    assert "rate at 100, 150" in chap.changed({"epochs": 20}).never_reached()[0]
+    assert strong.changed({"epochs": 21}).never_reached() == []
+    assert "no epoch is mixed (mix_off_epochs=20)" in strong.changed({"epochs": 20}).never_reached()[0]
+    assert strong.changed({"epochs": 20, "augmentation": "luo2023"}).never_reached() == []
+
+
+def test_settings_without_effect() -> None:
+    """Each of them, changed, leaves the same run; what has an effect is not among them."""
+    plain = Recipe().without_effect()
+    assert sorted(plain) == [
+        "lr_min", "mix_off_epochs", "momentum",
+        "plateau_factor", "plateau_monitor", "plateau_patience", "stop_monitor",
+    ]  # fmt: skip
+    busy = Recipe(optimizer="sgd", schedule="plateau", patience=2, augmentation="strong")
+    assert busy.without_effect() == {}
+    assert "0.95 to 0.85" in Recipe(optimizer="sgd", schedule="one-cycle").without_effect()["momentum"]
 
 
 def test_schedules_are_pytorchs() -> None:

@@ -171,14 +171,14 @@ def _of_batch(
     from ferattn.explain import explanation
     from ferattn.predict import stack_crops
 
-    device = next(recognizer.model.parameters()).device
-    images = recognizer.transform.eval().to(device)(stack_crops(cuts).to(device))
+    like = next(recognizer.model.parameters())
+    images = recognizer.transform.eval().to(like.device)(stack_crops(cuts).to(like.device)).to(like.dtype)
     classes = None if row is None else [row] * len(cuts)
     found = explanation(recognizer.model, images, classes, method=method, layer=layer)
-    shares = (found.logits / recognizer.temperature).softmax(1)
-    rows, maps = found.classes.tolist(), found.maps.cpu()
+    shares = (found.logits.float() / recognizer.temperature).softmax(1)
+    rows, maps = found.classes.tolist(), found.maps.float().cpu()
     # Of the gates of one size the last: what the stage hands on.
-    spatial = {gate.spatial.shape[1:]: (path, gate.spatial.cpu()) for path, gate in found.gates.items()
+    spatial = {gate.spatial.shape[1:]: (path, gate.spatial.float().cpu()) for path, gate in found.gates.items()
                if gate.spatial is not None}  # fmt: skip
     for index, cut in enumerate(cuts):
         yield {

@@ -301,7 +301,7 @@ def _require_same_grid(run: RunFolder, plan: Grid, cell: Cell, seed: int) -> Non
     """Refuse to mix the runs of two grids in one report: everything a worker would be told now, said then."""
     from ferattn.cli.ship import KINDS
     from ferattn.cli.teachers import teacher_origin
-    from ferattn.cli.train import settings_of
+    from ferattn.cli.train import asked, settings_of
     from ferattn.cli.workers import job_of
     from ferattn.errors import InvalidOption
     from ferattn.training.folder import differences, with_defaults
@@ -310,6 +310,8 @@ def _require_same_grid(run: RunFolder, plan: Grid, cell: Cell, seed: int) -> Non
     job = job_of(_words(plan, cell, seed, run.path))
     kind = job.dataset or KINDS.get(config["data"]["dataset"], "folder")
     wanted = settings_of(job, kind).to_dict()
+    if kind == "folder" and config["recipe"]["split"] == "official" and "split" not in asked(job, kind):
+        wanted |= {key: config["recipe"][key] for key in ("split", "validation_fraction")}  # the folder's own parts
     if job.limit is not None:
         wanted["batch_size"] = min(wanted["batch_size"], config["data"]["images"]["train"])  # a smoke run shrinks it
     now: dict[str, Any] = {"model": job.model, "recipe_name": job.recipe, "variant": job.variant, "limit": job.limit}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Opener = Callable[[Path, str, Recipe], FaceDataset]
 
-__all__ = ["Job", "build_model", "carry_out", "recipes", "settings_of", "train"]
+__all__ = ["Job", "asked", "build_model", "carry_out", "recipes", "settings_of", "train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +163,7 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
     from ferattn.errors import InvalidOption
     from ferattn.training import Machine, Teachers, fit, load_recipe, make_parts, warm_start
     from ferattn.training.lineage import earlier_configs, find_seen
+    from ferattn.training.parts import own_division
     from ferattn.training.warm_start import normalization, origin, weights_file
 
     if job.warm_start is not None:
@@ -172,8 +173,11 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
     load_recipe(job.recipe, None, job.variant)  # misspelt names are told before the data is read
     kind = guess_kind(job.data) if job.dataset is None else job.dataset
     settings = settings_of(job, kind)
-    for key in sorted({"distill_weight", "distill_temperature"} & (set() if job.teachers else _asked(job, kind))):
+    for key in sorted({"distill_weight", "distill_temperature"} & (set() if job.teachers else asked(job, kind))):
         raise InvalidOption(f"{key} would change nothing: there is no --teacher.")
+    for key, why in settings.without_effect().items():
+        if key in _changes(job.change or []):
+            raise InvalidOption(f"{key} would change nothing: {why}.")
     masters = open_teachers(job.teachers or (), settings.channels)
     machine = Machine(
         accelerator=job.accelerator,
@@ -188,7 +192,18 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
         progress=job.progress,
     )
     build_model(job.model, settings, classes=7, pretrained=False)
+    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     dataset = open_dataset(job.data, kind) if opener is None else opener(job.data, kind, settings)
+    if kind == "folder" and "split" not in asked(job, kind):
+        written = settings.split
+        settings = own_division(settings, dataset)
+        if settings.split != written:
+            console.print(
+                f"The folder's own parts are used: {', '.join(sorted(set(dataset.parts or ())))}. --set split={written} "
+                "divides all images anew."
+            )
+    for line in settings.never_reached():
+        console.print(line)
     parts = make_parts(
         dataset,
         settings,
@@ -196,7 +211,7 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
         fold=job.fold,
         limit=job.limit,
         subset_seed=job.seed,
-        asked=_asked(job, kind),
+        asked=asked(job, kind),
     )
     if job.limit is not None and len(parts.train) < settings.batch_size:
         settings = settings.changed({"batch_size": len(parts.train)})
@@ -211,18 +226,17 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
         "fold": job.fold,
         "limit": job.limit,
     }
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
     began = _shipped_weights(network) if fresh else job.warm_start
     if began is not None:
         about["warm_start"] = origin(began)
     seen = find_seen(parts, dataset, earlier_configs(about | {"teachers": [one.origin for one in masters]}))
     if seen is not None:
         parts = replace(parts, honest=False)
-        console.print(f"Not honest: {seen}. The accuracy may be too good.", markup=False)
+        console.print(f"Not honest: {seen}. The accuracy may be too good.")
     teachers = Teachers(masters, parts.train.classes, channels=settings.channels) if masters else None
     if job.warm_start is not None:
         report = warm_start(network, job.warm_start, tuple(parts.train.classes))
-        console.print(str(report), markup=False)
+        console.print(str(report))
         if settings.normalize == "model":  # as the weights know their images, not as random ones would
             known = normalization(job.warm_start)
             if known is None:
@@ -254,15 +268,15 @@ def settings_of(job: Job, kind: str) -> Recipe:
     return load_recipe(job.recipe, kind, job.variant).changed(_changes(job.change or []))
 
 
-def _asked(job: Job, kind: str) -> set[str]:
+def asked(job: Job, kind: str) -> set[str]:
     """The settings that the user names, by ``--set`` or in a recipe's file of their own."""
     from ferattn.training import load_page
 
-    asked = set(_changes(job.change or []))
+    named = set(_changes(job.change or []))
     if job.recipe.endswith(".toml"):
         page = load_page(job.recipe)
-        asked |= {*page.settings, *page.datasets.get(kind, {}), *page.variants.get(job.variant or "", {})}
-    return asked
+        named |= {*page.settings, *page.datasets.get(kind, {}), *page.variants.get(job.variant or "", {})}
+    return named
 
 
 def build_model(name: str, recipe: Recipe, *, classes: int, pretrained: bool) -> nn.Module:

@@ -47,6 +47,11 @@ class Augmentation:
     cutmix: float = 0.0
     zca_epsilon: float | None = None
 
+    @property
+    def mixes(self) -> bool:
+        """Whether pictures are mixed with one another."""
+        return bool(self.mixup or self.cutmix)
+
     def __post_init__(self) -> None:
         ranges: dict[str, tuple[float, float]] = {
             "zoom": (0, 0.99),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -28,6 +28,10 @@ PART_FOLDERS = {
     "test": "test",
     "testing": "test",
 }
+
+
+_TAKEN = ("FER2013", "CK+", "JAFFE")
+"""Names of datasets that are no folders of classes."""
 
 
 class ImageFolder(FaceDataset):
@@ -66,6 +70,8 @@ class ImageFolder(FaceDataset):
                 problems.add(f"{source.root}: {name}", "a picture outside the class folders.")
                 continue
             rows.append((name, parts[1 if has_part else 0], PART_FOLDERS[parts[0].lower()] if has_part else ""))
+        for folder in _empty_folders(source.root, {row[1] for row in rows}):
+            problems.add(folder, "an empty folder: a class without pictures cannot be learnt.")
         class_of = _class_names({row[1] for row in rows}, names, problems)
         rows = [row for row in rows if row[1] in class_of]
         if not rows:
@@ -81,8 +87,9 @@ class ImageFolder(FaceDataset):
             classes=classes,
             parts=tuple(row[2] for row in rows) if with_parts else None,
         )
+        name = source.root.name or str(source.root)
         super().__init__(
-            source.root.name or str(source.root),
+            f"{name} folder" if name in _TAKEN else name,
             records,
             FileReader(source, [row[0] for row in rows]),
             problems=problems,
@@ -103,6 +110,18 @@ def _common_top(pictures: list[str]) -> int:
     return top
 
 
+def _empty_folders(root: Path, classes: set[str]) -> list[str]:
+    """Folders with nothing in them, that would be classes of their own; a zip seldom has them."""
+    return sorted(
+        str(PurePosixPath(where).relative_to(root))
+        for where, folders, files in (os.walk(root) if root.is_dir() else ())
+        if not folders
+        and not files
+        and Path(where).name not in classes
+        and not Path(where).name.startswith((".", "_"))
+    )
+
+
 def _class_names(folders: set[str], names: Mapping[str, str] | None, problems: Problems) -> dict[str, str]:
     if names is not None:
         for folder in sorted(folders - set(names)):
@@ -115,5 +134,8 @@ def _class_names(folders: set[str], names: Mapping[str, str] | None, problems: P
     if 2 * len(emotions) <= len(folders):
         return {folder: folder for folder in folders}
     for folder in sorted(folders - set(emotions)):  # one stray folder must not rename and renumber the others
-        problems.add(folder, "unknown folder: no emotion by name; names= can say which it is.")
+        problems.add(
+            folder,
+            "unknown folder: no emotion by name. Rename it, take it away, or say which it is with names= in Python.",
+        )
     return emotions

@@ -113,7 +113,7 @@ def count(
         UnknownChoice: If a path names no module.
         InvalidInput: If the model cannot take such an image, or runs an operator without a formula.
     """
-    model = getattr(model, "_orig_mod", model)  # a compiled model is counted as what it was made from
+    model = _plain(model)
     size = _image_size(input_size)
     modules = dict(model.named_modules())
     if attention is None:
@@ -166,8 +166,23 @@ def count(
     )
 
 
+def _plain(model: nn.Module) -> nn.Module:
+    """What a compiled model was made from, or one with a copy for each GPU; measure imports nothing of ours."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
 def _image_size(input_size: Sequence[int]) -> tuple[int, int, int]:
-    if len(input_size) != 3 or any(not isinstance(n, int) or n < 1 for n in input_size):
+    if (
+        not isinstance(input_size, Sequence)
+        or len(input_size) != 3
+        or any(not isinstance(n, int) or n < 1 for n in input_size)
+    ):
         raise InvalidInput(f"input_size must be (channels, height, width) of one image, got {input_size!r}")
     channels, height, width = input_size
     return channels, height, width

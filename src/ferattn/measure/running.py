@@ -120,7 +120,8 @@ def prepare(candidate: Candidate) -> Running:
         raise InvalidOption('step="training" needs a module with trainable parameters; or step="forward_backward"')
     if candidate.mode == "cuda_graph" and device.type != "cuda":
         raise InvalidOption(f'mode="cuda_graph" needs a CUDA device, this runs on {device}')
-    inputs = _inputs(candidate.inputs, device, candidate.channels_last)
+    floating = (p.dtype for p in (() if module is None else module.parameters()) if p.is_floating_point())
+    inputs = _inputs(candidate.inputs, device, next(floating, torch.float32), candidate.channels_last)
     if module is not None:
         module.to(device)
         if candidate.channels_last:
@@ -150,14 +151,17 @@ def _device(candidate: Candidate, module: nn.Module | None) -> torch.device:
 
 
 def _inputs(
-    inputs: Sequence[int] | torch.Tensor | Sequence[torch.Tensor], device: torch.device, channels_last: bool
+    inputs: Sequence[int] | torch.Tensor | Sequence[torch.Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+    channels_last: bool,
 ) -> tuple[torch.Tensor, ...]:
     if isinstance(inputs, torch.Tensor):
         tensors = [inputs]
     elif inputs and all(isinstance(n, int) and n > 0 for n in inputs):
         generator = torch.Generator(device).manual_seed(0)
         shape = tuple(n for n in inputs if isinstance(n, int))
-        tensors = [torch.randn(shape, generator=generator, device=device)]
+        tensors = [torch.randn(shape, generator=generator, device=device).to(dtype)]
     elif inputs and all(isinstance(t, torch.Tensor) for t in inputs):
         tensors = list(inputs)  # type: ignore[arg-type]
     else:

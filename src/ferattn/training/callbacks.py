@@ -11,13 +11,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ferattn.files import write_atomically
 from ferattn.training.recipe import Recipe
 
-__all__ = ["AtomicCheckpoints", "History", "MovingAverage", "Plateau"]
+__all__ = ["AtomicCheckpoints", "Checkpoints", "History", "MovingAverage", "Plateau"]
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -30,6 +30,30 @@ class AtomicCheckpoints(TorchCheckpointIO):
         torch.save(checkpoint, buffer)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(Path(path), buffer.getvalue())
+
+
+class Checkpoints(ModelCheckpoint):
+    """Lightning's, which would forget the best epoch so far where the folder of a run was moved."""
+
+    @property
+    def state_key(self) -> str:
+        """As Lightning's own, so that earlier checkpoints keep their meaning."""
+        key: str = super().state_key
+        return key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from this state, whose paths are those of the folder as it was called then."""
+        was, now = state_dict["dirpath"], self.dirpath
+
+        def moved(path: str) -> str:
+            return str(Path(str(now)) / Path(path).name) if path else path
+
+        state = {**state_dict, "dirpath": now}
+        if was != now:
+            for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                state[name] = moved(state[name])
+            state["best_k_models"] = {moved(path): score for path, score in state["best_k_models"].items()}
+        super().load_state_dict(state)
 
 
 class History(Callback):
@@ -45,6 +69,7 @@ class History(Callback):
         self.path = path
         self.rows: list[dict[str, float]] = []
         self._start = 0.0
+        self._rate = 0.0
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -52,16 +77,16 @@ class History(Callback):
         """Start the clock at the first batch; Lightning announces no start of the epoch when it resumes."""
         if batch_idx == 0:
             self._start = time.perf_counter()
+        self._rate = max(float(group["lr"]) for group in trainer.optimizers[0].param_groups)  # later it is the next's
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add the epoch's row."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        rate = max(float(group["lr"]) for group in trainer.optimizers[0].param_groups)
         self.rows.append(
             {
                 "epoch": trainer.current_epoch,
                 "step": trainer.global_step,
-                "lr": rate,
+                "lr": self._rate,
                 "seconds": time.perf_counter() - self._start,
                 **dict(sorted(metrics.items())),
             }

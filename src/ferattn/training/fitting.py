@@ -14,7 +14,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.callbacks import Callback, EarlyStopping, RichProgressBar
 from torch import nn
 
 from ferattn.data import (
@@ -27,7 +28,7 @@ from ferattn.data import (
     make_transform,
 )
 from ferattn.errors import Diverged, InvalidInput, InvalidOption, MissingDependency, choose
-from ferattn.training.callbacks import AtomicCheckpoints, History, MovingAverage, Plateau
+from ferattn.training.callbacks import AtomicCheckpoints, Checkpoints, History, MovingAverage, Plateau
 from ferattn.training.evaluation import evaluate, fit_temperature
 from ferattn.training.folder import RunFolder
 from ferattn.training.memory import keep_freed_memory
@@ -192,6 +193,12 @@ def _config(
 def _transform(model: nn.Module, parts: Parts, recipe: Recipe, seed: int) -> BatchTransform:
     augmentation = choose(AUGMENTATIONS, recipe.augmentation, "augmentation")
     size = picture_size(parts.train, recipe)
+    if augmentation.zca_epsilon is not None and (recipe.normalize != "none" or size is not None):
+        high, wide = parts.train.images.shape[-2:]
+        raise InvalidOption(
+            f"augmentation={recipe.augmentation!r} whitens pictures, in place of scaling them and at their own size, "
+            f"here {high}x{wide}: normalize={recipe.normalize!r} with size={recipe.size} does not go with that."
+        )
     if recipe.normalize == "model":
         described = getattr(model, "pretrained_cfg", None) or {}
         if "mean" not in described or "std" not in described:
@@ -227,8 +234,8 @@ def _trainer(folder: RunFolder, recipe: Recipe, machine: Machine, history: Histo
         "enable_version_counter": False,
     }
     # The best first: the last, from which runs resume, then knows about it.
-    callbacks.append(ModelCheckpoint(filename="best", monitor=recipe.keep, mode=mode(recipe.keep), **saving))
-    callbacks.append(ModelCheckpoint(filename="last", every_n_epochs=machine.checkpoint_epochs, **saving))
+    callbacks.append(Checkpoints(filename="best", monitor=recipe.keep, mode=mode(recipe.keep), **saving))
+    callbacks.append(Checkpoints(filename="last", every_n_epochs=machine.checkpoint_epochs, **saving))
     there = torch.cuda.device_count()
     if machine.devices > there and (machine.accelerator == "gpu" or (machine.accelerator == "auto" and there)):
         raise InvalidOption(f"accelerator={machine.accelerator!r}, devices={machine.devices}: there are {there}.")
@@ -241,7 +248,7 @@ def _trainer(folder: RunFolder, recipe: Recipe, machine: Machine, history: Histo
         max_epochs=recipe.epochs,
         gradient_clip_val=recipe.clip_norm or None,
         callbacks=callbacks,
-        plugins=[AtomicCheckpoints()],
+        plugins=_plugins(),
         logger=_tensorboard(folder) if machine.tensorboard else False,
         log_every_n_steps=1_000_000,  # figures are logged by epoch
         num_sanity_val_steps=0,
@@ -252,6 +259,12 @@ def _trainer(folder: RunFolder, recipe: Recipe, machine: Machine, history: Histo
         enable_progress_bar=machine.progress,
         default_root_dir=folder.path,
     )
+
+
+def _plugins() -> list[Any]:
+    """Atomic checkpoints; and under SLURM none in the middle of an epoch, from which no run goes on exactly."""
+    under_slurm = SLURMEnvironment.detect()
+    return [AtomicCheckpoints(), *([SLURMEnvironment(auto_requeue=False)] if under_slurm else [])]
 
 
 def _tensorboard(folder: RunFolder) -> Any:

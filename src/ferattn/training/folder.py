@@ -22,6 +22,9 @@ from ferattn.training.recipe import Recipe
 
 __all__ = ["RunFolder", "differences", "with_defaults"]
 
+_AT_FIRST = ("config.json", "versions.json", "tensorboard")
+"""What is there before the first step."""
+
 _LONGEST = 90  # letters of a value in a message
 
 _PACKAGES = ("ferattn", "torch", "timm", "lightning", "torchmetrics", "torchvision", "numpy", "scipy")
@@ -102,7 +105,7 @@ class RunFolder:
                 something else.
         """
         wanted = json.loads(json.dumps(config))
-        if (self.path / "config.json").exists():
+        if (self.path / "config.json").exists() and self._has_begun():
             changed = differences(with_defaults(self.config), wanted)
             if changed:
                 raise InvalidOption(
@@ -111,13 +114,17 @@ class RunFolder:
                 )
             return
         try:
-            if self.path.exists() and any(self.path.iterdir()):
+            if self.path.exists() and any(file.name not in _AT_FIRST for file in self.path.iterdir()):
                 raise InvalidOption(f"{self.path}: not empty and not a run; give another --out.")
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InvalidOption(f"{self.path}: no folder can be made there ({error.strerror or error}).") from error
         self.write_json("versions.json", _versions())
         self.write_json("config.json", wanted)
+
+    def _has_begun(self) -> bool:
+        """Whether there is more than what a mistake before the first step leaves."""
+        return any(file.name not in _AT_FIRST for file in self.path.iterdir())
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file, completely or not at all."""

@@ -12,7 +12,7 @@ from ferattn.data import CachedDataset, FaceDataset, cache, make_splits, random_
 from ferattn.errors import InvalidInput, InvalidOption, choose
 from ferattn.training.recipe import Recipe
 
-__all__ = ["Parts", "divide", "first_images", "make_parts", "picture_size", "store"]
+__all__ = ["Parts", "divide", "first_images", "make_parts", "own_division", "picture_size", "store"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +122,22 @@ def divide(
     return train, validation, test, honest
 
 
+def own_division(recipe: Recipe, dataset: FaceDataset) -> Recipe:
+    """The recipe with the division that a folder of images has, where it has one with training and test images.
+
+    A tenth of the training images is set aside where the folder has nothing to choose the epoch on.
+
+    Args:
+        recipe: What the division would be.
+        dataset: The folder's images.
+    """
+    parts = dataset.parts or ()
+    if not {"train", "test"} <= set(parts):
+        return recipe
+    lacking = recipe.select_on not in parts and not recipe.validation_fraction
+    return recipe.changed({"split": "official"} | ({"validation_fraction": 0.1} if lacking else {}))
+
+
 def store(dataset: FaceDataset, size: int, channels: int) -> CachedDataset:
     """Read images into memory, at the size at which they are trained on and tested.
 
@@ -157,7 +173,12 @@ def picture_size(train: CachedDataset, recipe: Recipe) -> int | None:
 def _held_out(train: FaceDataset, fraction: float, seed: int, *, by_subject: bool) -> NDArray[np.int64]:
     """Whole subjects where the division is honest about them, else images of every class in proportion."""
     if by_subject and train.subjects is not None:
-        return subject_kfold(train, max(2, round(1 / fraction)), seed=seed).folds[0]["test"]
+        people = len(set(train.subjects))
+        if people < 2:
+            raise InvalidOption(
+                f"validation_fraction={fraction:g}: all training images show one person, who cannot be set aside."
+            )
+        return subject_kfold(train, min(max(2, round(1 / fraction)), people), seed=seed).folds[0]["test"]
     shares = {"train": 1 - fraction, "validation": fraction}
     return random_split(train, shares, seed=seed, stratify=True).folds[0]["validation"]
 

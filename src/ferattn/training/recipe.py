@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from ferattn.data import AUGMENTATIONS, DATASETS
 from ferattn.errors import InvalidInput, InvalidOption, UnknownChoice, choose
 from ferattn.stems import STEMS
 
@@ -143,8 +144,40 @@ class Recipe:
             )
         if bool(self.step_epochs) != (self.schedule == "steps"):
             raise InvalidOption(f"step_epochs={self.step_epochs}: needed with the schedule 'steps', and only there.")
+        if not all(factor > 0 for factor in self.step_factors):
+            raise InvalidOption(f"step_factors={self.step_factors}: shares of lr, more than 0.")
         if self.layer_decay != 1 and self.optimizer != "adamw":
             raise InvalidOption(f"layer_decay={self.layer_decay!r}: works with the optimizer 'adamw' only.")
+
+    def never_reached(self) -> list[str]:
+        """What a run that was shortened is short of, a line for each."""
+        lines = []
+        late = [epoch for epoch in self.step_epochs if epoch >= self.epochs]
+        if late:
+            told = ", ".join(map(str, late))
+            lines.append(
+                f"epochs={self.epochs}: the changes of the learning rate at {told} (step_epochs) never come."
+            )
+        mixing = self.augmentation in AUGMENTATIONS and AUGMENTATIONS[self.augmentation].mixes
+        if mixing and self.mix_off_epochs >= self.epochs:
+            lines.append(f"epochs={self.epochs}: no epoch is mixed (mix_off_epochs={self.mix_off_epochs}).")
+        return lines
+
+    def without_effect(self) -> dict[str, str]:
+        """Settings that change nothing beside the others, by name, and why."""
+        found: dict[str, str] = {}
+        if self.optimizer != "sgd":
+            found["momentum"] = f"it is SGD's, and the optimizer is {self.optimizer!r}"
+        elif self.schedule == "one-cycle":
+            found["momentum"] = "the schedule 'one-cycle' takes it from 0.95 to 0.85 and back"
+        if self.schedule != "plateau":
+            why = f"it is for plateaus, and the schedule is {self.schedule!r}"
+            found |= dict.fromkeys(("lr_min", "plateau_factor", "plateau_monitor", "plateau_patience"), why)
+        if not self.patience:
+            found["stop_monitor"] = "training stops early only with a patience"
+        if self.augmentation in AUGMENTATIONS and not AUGMENTATIONS[self.augmentation].mixes:
+            found["mix_off_epochs"] = f"the augmentation {self.augmentation!r} does not mix"
+        return found
 
     def changed(self, changes: Mapping[str, Any]) -> Recipe:
         """The same recipe with other values.
@@ -248,8 +281,9 @@ def load_page(name: str) -> RecipePage:
     """A recipe of the package by its name, or one of your own by the path of its TOML file.
 
     Raises:
-        UnknownChoice: If there is no such recipe.
-        InvalidInput: If the file cannot be read or has other tables than a recipe.
+        UnknownChoice: If there is no such recipe, or the file has other tables, datasets or keys than a recipe.
+        InvalidOption: If a value is impossible, for any dataset and variant.
+        InvalidInput: If the file cannot be read or is no recipe.
     """
     if name.endswith(".toml"):
         path = Path(name)
@@ -269,6 +303,16 @@ def load_page(name: str) -> RecipePage:
         choose(dict.fromkeys(tables), key, f"table of {name}.toml")
     if not isinstance(content.get("settings"), dict):
         raise InvalidInput(f"{name}.toml: there is no table [settings].")
+    for key in tables[2:]:
+        if not isinstance(content.get(key, {}), dict):
+            raise InvalidInput(f"{name}.toml: {key} = {content[key]!r}; a table [{key}] is needed.")
+    datasets, variants = content.get("dataset", {}), content.get("variant", {})
+    for kind, group in (("dataset", datasets), ("variant", variants)):
+        for entry, settings in group.items():
+            if not isinstance(settings, dict):
+                raise InvalidInput(f"{name}.toml: {kind}.{entry} = {settings!r}; a table [{kind}.{entry}] is needed.")
+    for entry in datasets:
+        choose(DATASETS, entry, f"dataset of {name}.toml")
     page = RecipePage(
         name,
         str(content.get("summary", "")),
@@ -276,10 +320,12 @@ def load_page(name: str) -> RecipePage:
         content.get("says", {}),
         content.get("chose", {}),
         content["settings"],
-        content.get("dataset", {}),
-        content.get("variant", {}),
+        datasets,
+        variants,
     )
-    page.recipe()  # refuses unknown keys now
+    for entry in (None, *datasets):  # refuses unknown keys and what contradicts itself now
+        for variant in (None, *variants):
+            page.recipe(entry, variant)
     return page
 
 
