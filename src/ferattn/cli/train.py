@@ -198,10 +198,8 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
         written = settings.split
         settings = own_division(settings, dataset)
         if settings.split != written:
-            console.print(
-                f"The folder's own parts are used: {', '.join(sorted(set(dataset.parts or ())))}. --set split={written} "
-                "divides all images anew."
-            )
+            own = ", ".join(sorted(set(dataset.parts or ())))
+            console.print(f"The folder's own parts are used: {own}. --set split={written} divides all images anew.")
     for line in settings.never_reached():
         console.print(line)
     parts = make_parts(
