@@ -20,6 +20,7 @@ from ferattn.cli.evaluate import open_trained
 from ferattn.errors import WeightsMismatch
 from ferattn.training import Predictions, RunFolder
 from ferattn.training.shipping import compare_rounded, halve
+from training import faces
 
 TERMS = ("--terms", "Toy pictures: use them as you like.")
 
@@ -81,9 +82,10 @@ def test_shipped_weights_are_evaluated(
     _forget(name)
     try:
         reports = []
+        others = faces.folder_of_images(tmp_path / "others", seed=3)  # on its own the run would not be calibrated
         for words in (("--model", name, "--pretrained"), ("--checkpoint", trained)):
             out = tmp_path / f"{len(reports)}.json"
-            said = run("evaluate", *words, "--data", images, "--split", "all", "--tta", "flip", "--json", out)
+            said = run("evaluate", *words, "--data", others, "--split", "all", "--tta", "flip", "--json", out)
             assert said.startswith("0"), said
             reports.append(json.loads(out.read_text()))
         ours, runs = reports
@@ -102,27 +104,21 @@ def test_shipped_weights_are_evaluated(
 
 def test_models_without_an_emotion_classifier_are_refused(images: Path, tmp_path: Path) -> None:
     words = ("--data", images, "--split", "all", "--pretrained")
-    said = run("evaluate", "--model", "cnn_eca_selu", *words)
-    assert said.startswith("2")
-    assert "could not be loaded" in said
-
-
-def test_imagenet_weights_classify_no_emotions(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A backbone's weights, or a model's without names for its outputs."""
-    import ferattn
-
-    build = ferattn.create_model
-    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "resnet18.pth")
-    torch.save(build("cnn_eca").state_dict(), tmp_path / "cnn_eca.pth")
-    for name in ("resnet18", "cnn_eca"):
-        overlay = {"file": str(tmp_path / f"{name}.pth")}
-        monkeypatch.setattr(
-            "ferattn.predict.create_model",
-            lambda *a, overlay=overlay, **k: build(*a, **k, pretrained_cfg_overlay=overlay),
-        )
-        said = run("evaluate", "--model", name, "--pretrained", "--data", images, "--split", "all")
+    for name in ("cnn_eca_selu", "resnet18"):  # a backbone's weights are not looked for
+        said = run("evaluate", "--model", name, *words)
         assert said.startswith("2")
-        assert "come without a classifier of emotions" in said
+        assert "no weights that classify emotions come with it. Options: cnn_se" in said
+
+
+def test_weights_that_name_too_few_emotions_are_refused(images: Path, parcel: Path, tmp_path: Path) -> None:
+    shutil.copytree(parcel, tmp_path / "parcel")
+    config = json.loads((tmp_path / "parcel" / "config.json").read_text())
+    config["label_names"].pop()
+    (tmp_path / "parcel" / "config.json").write_text(json.dumps(config))
+    model = f"local-dir:{tmp_path / 'parcel'}"
+    said = run("evaluate", "--model", model, "--pretrained", "--data", images, "--split", "all")
+    assert said.startswith("2")
+    assert "come without a classifier of emotions" in said
 
 
 def test_classes_the_model_does_not_know(images: Path, trained: Path, tmp_path: Path) -> None:

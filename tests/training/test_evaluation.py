@@ -162,7 +162,7 @@ def test_images_that_do_not_limit_a_temperature() -> None:
     perfect = replace(given, labels=given.logits.argmax(1))
     assert fit_temperature(perfect) == 1
     hopeless = replace(given, labels=given.logits.argmin(1))
-    assert fit_temperature(hopeless) == 1
+    assert fit_temperature(hopeless) > 50
     with pytest.raises(InvalidInput, match="not finite"):
         fit_temperature(replace(given, logits=np.full((300, 4), np.nan, np.float32)))
     for wrong in (0.0, -1.0, float("nan")):

@@ -26,8 +26,8 @@ def fit_temperature(predictions: Predictions) -> float:
     Fit it on validation images only: on test images it would make the calibration look better than it is.
 
     Returns:
-        The temperature; 1 where these images do not limit it, such as where every one of them is right: the
-        likelihood then rises for as long as the logits do.
+        The temperature; 1 where every image is right, and the likelihood rises for as long as the logits do. Of
+        logits that say nothing it is the largest that is tried, which makes the classes all but equally probable.
 
     Source: Guo et al. 2017, arXiv 1706.04599.
 
@@ -47,7 +47,7 @@ def fit_temperature(predictions: Predictions) -> float:
         bounds=(-_FURTHEST, _FURTHEST),
         method="bounded",
     )
-    return 1.0 if predictions.correct.all() or abs(found.x) > _FURTHEST - 0.01 else float(np.exp(found.x))
+    return 1.0 if predictions.correct.all() or found.x < 0.01 - _FURTHEST else float(np.exp(found.x))
 
 
 def evaluate(
