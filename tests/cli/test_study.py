@@ -400,7 +400,9 @@ def test_time_runs_out_and_the_rest_is_reported(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     faces.folder_of_images(tmp_path / "images")
     path, out = tmp_path / "grid.toml", tmp_path / "out"
-    path.write_text(GRID.replace("epochs = 1", "epochs = 100000").replace("[0, 3]", "[0, 1, 2, 3, 4, 5, 6, 7]"))
+    path.write_text(
+        GRID.replace("epochs = 1", "epochs = 100000\npatience = 0").replace("[0, 3]", "[0, 1, 2, 3, 4, 5, 6, 7]")
+    )
     start = time.monotonic()
     result = CliRunner().invoke(app, ["study", str(path), "--out", str(out), "--minutes", "0.5"])
     assert 25 < time.monotonic() - start < 90

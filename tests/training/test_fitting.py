@@ -418,8 +418,8 @@ test_fitting.run(pathlib.Path(sys.argv[1]), epochs=40, lr=0.003)
 """
 
 
-@pytest.mark.slow
-def test_kill_9_at_any_moment(tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_kill_9_at_any_moment(tmp_path: Path, times: int) -> None:
     """Kill the process again and again, a little later each time, until it finishes."""
     script = SCRIPT.format(paths=[str(Path(__file__).parents[1]), *sys.path])
     whole = run(tmp_path / "whole", epochs=40, lr=0.003)
@@ -434,7 +434,7 @@ def test_kill_9_at_any_moment(tmp_path: Path) -> None:
         seen = progress.stat().st_mtime_ns if progress.exists() else 0
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
-            if progress.exists() and progress.stat().st_mtime_ns != seen and attempt < 4:
+            if progress.exists() and progress.stat().st_mtime_ns != seen and attempt < times:
                 time.sleep(0.037 * attempt)
                 process.send_signal(signal.SIGKILL)
                 kills += 1
@@ -442,7 +442,7 @@ def test_kill_9_at_any_moment(tmp_path: Path) -> None:
             time.sleep(0.005)
         if process.wait() == 0:
             break
-    assert kills >= 3
+    assert kills >= max(1, times - 1)
     assert same(whole, RunFolder(tmp_path / "cut"))
 
 
