@@ -411,7 +411,8 @@ def test_a_run_from_before_a_setting_was_there_goes_on(tmp_path: Path) -> None:
 
 
 SCRIPT = """
-import sys, pathlib
+import sys, pathlib, torch
+torch.set_num_threads({threads})  # another number of threads rounds otherwise
 sys.path[:0] = {paths!r}
 from training import test_fitting
 test_fitting.run(pathlib.Path(sys.argv[1]), epochs=40, lr=0.003)
@@ -421,7 +422,7 @@ test_fitting.run(pathlib.Path(sys.argv[1]), epochs=40, lr=0.003)
 @pytest.mark.parametrize("times", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_kill_9_at_any_moment(tmp_path: Path, times: int) -> None:
     """Kill the process again and again, a little later each time, until it finishes."""
-    script = SCRIPT.format(paths=[str(Path(__file__).parents[1]), *sys.path])
+    script = SCRIPT.format(paths=[str(Path(__file__).parents[1]), *sys.path], threads=torch.get_num_threads())
     whole = run(tmp_path / "whole", epochs=40, lr=0.003)
     kills = 0
     for attempt in range(30):
