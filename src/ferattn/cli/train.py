@@ -173,7 +173,8 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
     load_recipe(job.recipe, None, job.variant)  # misspelt names are told before the data is read
     kind = guess_kind(job.data) if job.dataset is None else job.dataset
     settings = settings_of(job, kind)
-    for key in sorted({"distill_weight", "distill_temperature"} & (set() if job.teachers else asked(job, kind))):
+    named = asked(job, kind)
+    for key in sorted({"distill_weight", "distill_temperature"} & (set() if job.teachers else named)):
         raise InvalidOption(f"{key} would change nothing: there is no --teacher.")
     for key, why in settings.without_effect().items():
         if key in _changes(job.change or []):
@@ -194,7 +195,7 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
     build_model(job.model, settings, classes=7, pretrained=False)
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     dataset = open_dataset(job.data, kind) if opener is None else opener(job.data, kind, settings)
-    if kind == "folder" and "split" not in asked(job, kind):
+    if kind == "folder" and "split" not in named:
         written = settings.split
         settings = own_division(settings, dataset)
         if settings.split != written:
@@ -209,7 +210,7 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
         fold=job.fold,
         limit=job.limit,
         subset_seed=job.seed,
-        asked=asked(job, kind),
+        asked=named,
     )
     if job.limit is not None and len(parts.train) < settings.batch_size:
         settings = settings.changed({"batch_size": len(parts.train)})
