@@ -368,6 +368,16 @@ def test_runs_of_another_grid_are_refused(tmp_path: Path, old: str, new: str, sa
         carry_out_study(load_grid(path), out, train=False)
 
 
+def test_what_runs_began_with_belongs_to_the_grid(tmp_path: Path) -> None:
+    path, out, weights = tmp_path / "grid.toml", tmp_path / "out", tmp_path / "weights.safetensors"
+    weights.write_bytes(b"of some run")
+    path.write_text(GRID.replace('["none", "se"]', '["none"]'))
+    _finished_run(out / "runs" / "cnn-seed0", load_grid(path))
+    path.write_text(path.read_text().replace('"--accelerator"', f'"--warm-start", "{weights}", "--accelerator"'))
+    with pytest.raises(InvalidOption, match=r"warm_start was \[\], now \['"):
+        carry_out_study(load_grid(path), out, train=False)
+
+
 def test_further_words_belong_to_the_grid(tmp_path: Path) -> None:
     from ferattn.cli.study import _require_same_grid
 

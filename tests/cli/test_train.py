@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cli.running import FAST, run
 from data import trees
@@ -463,6 +463,48 @@ def test_a_run_begins_with_the_weights_of_another(images: Path, trained: Path, t
     assert said.startswith("0"), said
     commands = json.loads((tmp_path / "cnn_se" / "config.json").read_text())["ferattn"]["commands"]
     assert ["--out RUN1 " in commands[0], "--warm-start RUN1" in commands[1], "ship RUN" in commands[2]] == [True] * 3
+
+
+def test_a_run_begins_with_the_mean_of_several(images: Path, trained: Path, tmp_path: Path) -> None:
+    first, other, out = load_file(trained / "model.safetensors"), tmp_path / "other", tmp_path / "soup"
+    shutil.copytree(trained, other)
+    save_file({key: value + 0.25 for key, value in first.items()}, other / "model.safetensors")
+    config = RunFolder(other).config | {"seed": 7, "warm_start": {"sha256": "0", "config": RunFolder(trained).config}}
+    (other / "config.json").write_text(json.dumps(config))
+    options = ("--recipe", "luo2023", "--model", "cnn_se", "--data", images, *FAST, "--set", "lr=1e-9")
+    options += ("--set", "lr_min=1e-10", "--out", out)
+    said = run("train", *options, "--warm-start", trained, "--warm-start", other)
+    assert said.startswith("0"), said
+    assert "the mean of 2" in " ".join(said.split())
+    key = "features.0.weight"
+    torch.testing.assert_close(load_file(out / "model.safetensors")[key], first[key] + 0.125, rtol=0, atol=1e-6)
+    assert [began["config"]["seed"] for began in RunFolder(out).config["warm_start"]] == [0, 7]
+    said = run("train", *options, "--warm-start", trained)
+    assert said.startswith("2")
+    assert "warm_start was [" in said
+    assert "the same weights as" in run("train", *options, "--warm-start", trained, "--warm-start", trained)
+    said = run("ship", out, tmp_path / "cnn_se", "--data", images, "--terms", "Toys.")
+    assert said.startswith("0"), said
+    commands = json.loads((tmp_path / "cnn_se" / "config.json").read_text())["ferattn"]["commands"]
+    assert ["--out RUN1 " in commands[0], "--seed 7 --warm-start RUN1" in commands[1]] == [True] * 2
+    assert "--out RUN --seed 0 --warm-start RUN1 --warm-start RUN2 " in commands[2]
+    card = (tmp_path / "cnn_se" / "README.md").read_text()
+    named = f"a run on {config['data']['dataset']} by the recipe `luo2023`, seed"
+    assert f"the mean of the weights of 2 runs ({named} 0; {named} 7, which began with those of {named} 0)." in card
+
+
+def test_weights_on_other_scales_have_no_common_one(images: Path, trained: Path, tmp_path: Path) -> None:
+    runs = [tmp_path / "a", tmp_path / "b"]
+    for shift, folder in enumerate(runs):
+        shutil.copytree(trained, folder)
+        weights = load_file(trained / "model.safetensors")
+        save_file({key: value + shift for key, value in weights.items()}, folder / "model.safetensors")
+        about = {"kind": "standardize", "mean": [0.25 + shift], "std": [0.5], "size": None}
+        (folder / "transform.json").write_text(json.dumps(about))
+    words = ("--warm-start", runs[0], "--warm-start", runs[1], "--set", "normalize=model", "--out", tmp_path / "run")
+    said = run("train", "--recipe", "luo2023", "--model", "cnn_se", "--data", images, *FAST, *words)
+    assert said.startswith("2")
+    assert "another mean and standard deviation" in said
 
 
 def test_a_run_learns_from_the_answers_of_others(images: Path, trained: Path, tmp_path: Path) -> None:

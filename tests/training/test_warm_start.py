@@ -97,6 +97,58 @@ def test_a_head_is_fitted_to_larger_pictures(earlier: Path) -> None:
     assert warm_start(model, earlier, CLASSES).adapted == ("pre_logits.fc1.weight",)
 
 
+def _another(earlier: Path, name: str, **about: object) -> Path:
+    """A run that differs from the earlier one by its weights, and as said."""
+    folder = earlier / name
+    folder.mkdir()
+    torch.manual_seed(2)
+    model = create_model("cnn_se", num_classes=3, norm_layer="batchnorm2d" if about.pop("norm", False) else None)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(A_RUN | about))
+    (folder / "results.json").write_text("{}")
+    return folder
+
+
+def test_several_runs_give_the_mean_of_their_weights(earlier: Path) -> None:
+    model, other = create_model("cnn_se", num_classes=3), _another(earlier, "other")
+    report = warm_start(model, [earlier, other], CLASSES)
+    assert f"{earlier} and {other}, the mean of 2" in str(report)
+    one, two = (load_file(folder / "model.safetensors") for folder in (earlier, other))
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(value, (one[key] + two[key]) / 2)
+    assert not torch.equal(one["features.0.weight"], two["features.0.weight"])
+    three = _another(earlier, "three", data={"classes": ["a", "b", "c"], "dataset": "toy"})
+    weights = {key: value + 3 for key, value in two.items()}
+    save_file(weights, three / "model.safetensors")
+    head = create_model("cnn_se", num_classes=3)
+    fresh = head.head.fc.weight.clone()
+    assert warm_start(head, [earlier, other, three], CLASSES).new == ("head.fc.weight", "head.fc.bias")
+    assert torch.equal(head.head.fc.weight, fresh)
+    mean = (one["features.0.weight"] + 2 * two["features.0.weight"] + 3) / 3
+    torch.testing.assert_close(head.state_dict()["features.0.weight"], mean)
+
+
+def test_norms_count_their_batches_and_do_not_average_them(tmp_path: Path) -> None:
+    model = create_model("cnn_se", num_classes=3, norm_layer="batchnorm2d")
+    key = next(key for key in model.state_dict() if key.endswith("num_batches_tracked"))
+    folders = [_another(tmp_path, name, norm=True) for name in "ab"]
+    for steps, folder in zip((7, 10), folders, strict=True):
+        weights = load_file(folder / "model.safetensors") | {key: torch.tensor(steps)}
+        save_file(weights, folder / "model.safetensors")
+    warm_start(model, folders, CLASSES)
+    assert model.state_dict()[key] == 7
+
+
+def test_what_has_no_mean_is_told(earlier: Path) -> None:
+    model = create_model("cnn_se", num_classes=3)
+    with pytest.raises(InvalidOption, match="the same weights as"):
+        warm_start(model, [earlier, earlier / "model.safetensors"], CLASSES)
+    with pytest.raises(InvalidOption, match="at least one run"):
+        warm_start(model, [], CLASSES)
+    with pytest.raises(WeightsMismatch, match=r"Not in the model: .*"):
+        warm_start(model, [earlier, _another(earlier, "norms", norm=True)], CLASSES)
+
+
 def test_what_cannot_begin_a_run_is_told(earlier: Path, tmp_path: Path) -> None:
     model = create_model("cnn_se", num_classes=3)
     before = _answers(model)

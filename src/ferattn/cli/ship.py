@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor, nn
 
     from ferattn.data import BatchTransform, FaceDataset
@@ -269,6 +271,8 @@ def _tag(config: dict[str, Any]) -> str:
 
 def _train_commands(config: dict[str, Any]) -> list[str]:
     """What has to be typed to train the same again, from random weights on: the runs it was built on come first."""
+    from ferattn.training.lineage import began_with
+
     data = {config["data"]["dataset"]: "DATA"}
     commands: list[str] = []
     runs: list[tuple[dict[str, Any], str, str]] = []  # config, folder and data of each that was typed
@@ -278,7 +282,7 @@ def _train_commands(config: dict[str, Any]) -> list[str]:
         for typed, folder, where in runs:
             if typed == link:
                 return folder, where
-        begin = None if "warm_start" not in link else weights(link["warm_start"], "{}/model.safetensors")
+        begin = [weights(began, "{}/model.safetensors") for began in began_with(link)]
         teachers = [weights(teacher, "local-dir:{}") for teacher in link.get("teachers", ())]
         number = len(runs) + 1
         where = data.setdefault(link["data"]["dataset"], f"DATA{number}")
@@ -287,7 +291,7 @@ def _train_commands(config: dict[str, Any]) -> list[str]:
         commands.append(_train_command(link, where, folder, begin, teachers))
         return folder, where
 
-    def weights(origin: dict[str, Any], form: str) -> str:
+    def weights(origin: Mapping[str, Any], form: str) -> str:
         """Type the run that weights come from, and how they were given away if they were; what to call them."""
         run, where = again(origin["config"])
         if not origin.get("given_away"):
@@ -301,7 +305,7 @@ def _train_commands(config: dict[str, Any]) -> list[str]:
     return commands
 
 
-def _train_command(config: dict[str, Any], where: str, out: str, begin: str | None, teachers: list[str]) -> str:
+def _train_command(config: dict[str, Any], where: str, out: str, begin: list[str], teachers: list[str]) -> str:
     from dataclasses import fields
 
     from ferattn.training import Recipe, load_recipe
@@ -312,7 +316,7 @@ def _train_command(config: dict[str, Any], where: str, out: str, begin: str | No
     words: list[Any] = ["ferattn", "train", "--recipe", name]
     words += ["--variant", config["variant"]] if config["variant"] else []
     words += ["--model", config["model"], "--data", where, "--out", out, "--seed", config["seed"]]
-    words += ["--warm-start", begin] if begin else []
+    words += [word for run in begin for word in ("--warm-start", run)]
     words += [word for teacher in teachers for word in ("--teacher", teacher)]
     for field in fields(recipe):
         value = getattr(recipe, field.name)

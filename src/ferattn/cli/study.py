@@ -305,6 +305,8 @@ def _require_same_grid(run: RunFolder, plan: Grid, cell: Cell, seed: int) -> Non
     from ferattn.cli.workers import job_of
     from ferattn.errors import InvalidOption
     from ferattn.training.folder import differences, with_defaults
+    from ferattn.training.lineage import began_with
+    from ferattn.training.warm_start import origin
 
     config = with_defaults(run.config)
     job = job_of(_words(plan, cell, seed, run.path))
@@ -319,6 +321,9 @@ def _require_same_grid(run: RunFolder, plan: Grid, cell: Cell, seed: int) -> Non
     was = {key: config.get(key) for key in now} | {"precision": config["machine"]["precision"]}
     now |= {"teachers": [teacher_origin(word)["sha256"] for word in job.teachers or ()]}
     was |= {"teachers": [origin["sha256"] for origin in config.get("teachers", ())]}
+    if job.warm_start or not wanted["pretrained"]:  # else it begins with published weights that nobody named
+        now |= {"warm_start": [origin(path)["sha256"] for path in job.warm_start or ()]}
+        was |= {"warm_start": [began["sha256"] for began in began_with(config)]}
     changed = differences(was, now) + differences(config["recipe"], wanted, "recipe")
     if changed:
         raise InvalidOption(f"{run.path}: made by another grid; {'; '.join(changed)}. Give another --out.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,7 +38,7 @@ class Job:
     split_seed: int
     fold: int
     limit: int | None
-    warm_start: Path | None
+    warm_start: list[Path] | None
     teachers: list[str] | None
     accelerator: str
     devices: int
@@ -95,7 +95,10 @@ def train(
     fold: Annotated[int, typer.Option(help="Which fold, where the split has several.")] = 0,
     limit: Annotated[int | None, typer.Option(help="At most so many images in each part: a smoke run.")] = None,
     warm_start: Annotated[
-        Path | None, typer.Option(help="Begin with the weights of this finished run, or of a .safetensors file.")
+        list[Path] | None,
+        typer.Option(
+            help="Begin with the weights of this finished run, or of a .safetensors file; or with several ones' mean."
+        ),
     ] = None,
     teachers: Annotated[
         list[str] | None,
@@ -164,10 +167,9 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
     from ferattn.training import Machine, Teachers, fit, load_recipe, make_parts, warm_start
     from ferattn.training.lineage import earlier_configs, find_seen
     from ferattn.training.parts import own_division
-    from ferattn.training.warm_start import normalization, origin, weights_file
+    from ferattn.training.warm_start import origin, require_different
 
-    if job.warm_start is not None:
-        weights_file(job.warm_start)  # before the data is read
+    require_different(job.warm_start or ())  # before the data is read
     if not 0 <= job.seed < 2**31:
         raise InvalidOption(f"--seed {job.seed}: from 0 to 2147483647.")
     load_recipe(job.recipe, None, job.variant)  # misspelt names are told before the data is read
@@ -215,7 +217,7 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
     if job.limit is not None and len(parts.train) < settings.batch_size:
         settings = settings.changed({"batch_size": len(parts.train)})
     torch.manual_seed(job.seed)
-    fresh = settings.pretrained and job.warm_start is None
+    fresh = settings.pretrained and not job.warm_start
     network = build_model(job.model, settings, classes=len(parts.train.classes), pretrained=fresh)
     about: dict[str, Any] = {
         "model": job.model,
@@ -225,39 +227,54 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
         "fold": job.fold,
         "limit": job.limit,
     }
-    began = _shipped_weights(network) if fresh else job.warm_start
-    if began is not None:
-        about["warm_start"] = origin(began)
+    began = [origin(path) for path in (_shipped_weights(network) if fresh else job.warm_start) or ()]
+    if began:
+        about["warm_start"] = began if len(began) > 1 else began[0]
     seen = find_seen(parts, dataset, earlier_configs(about | {"teachers": [one.origin for one in masters]}))
     if seen is not None:
         parts = replace(parts, honest=False)
         console.print(f"Not honest: {seen}. The accuracy may be too good.")
     teachers = Teachers(masters, parts.train.classes, channels=settings.channels) if masters else None
-    if job.warm_start is not None:
+    if job.warm_start:
         report = warm_start(network, job.warm_start, tuple(parts.train.classes))
         console.print(str(report))
         if settings.normalize == "model":  # as the weights know their images, not as random ones would
-            known = normalization(job.warm_start)
-            if known is None:
-                raise InvalidOption(
-                    f"normalize='model': {job.warm_start} does not say mean and standard deviation of its images. "
-                    "Options: the folder of a run that has them, or --set normalize=train."
-                )
-            channels = settings.channels
             described: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
-            described |= {name: values * (channels // len(values)) for name, values in known.items()}
+            described |= _normalization(job.warm_start, settings.channels)
     run = fit(network, parts, settings, job.out, seed=job.seed, about=about, machine=machine, teachers=teachers)
     if run.finished and not job.checkpoints:
         shutil.rmtree(run.best.parent, ignore_errors=True)
     return run
 
 
-def _shipped_weights(network: Any) -> Path | None:
+def _normalization(began: Sequence[Path], channels: int) -> dict[str, tuple[float, ...]]:
+    """Mean and standard deviation, by channel, of the images that weights know."""
+    from ferattn.errors import InvalidOption
+    from ferattn.training.warm_start import normalization
+
+    first: dict[str, tuple[float, ...]] | None = None
+    for path in began:
+        known = normalization(path)
+        if known is None:
+            raise InvalidOption(
+                f"normalize='model': {path} does not say mean and standard deviation of its images. "
+                "Options: the folder of a run that has them, or --set normalize=train."
+            )
+        if first not in (None, known):
+            raise InvalidOption(
+                f"normalize='model': {began[0]} and {path} know images of another mean and standard deviation. "
+                "Options: runs on the same images, or --set normalize=train."
+            )
+        first = known
+    return {name: values * (channels // len(values)) for name, values in (first or {}).items()}
+
+
+def _shipped_weights(network: Any) -> list[Path]:
     """The file of the package that a model's weights were read from, if they were."""
     from ferattn.shipped import SHIPPED
 
     file = network.pretrained_cfg.get("file")
-    return Path(file) if file and Path(file).parent.parent == Path(str(SHIPPED)) else None
+    return [Path(file)] if file and Path(file).parent.parent == Path(str(SHIPPED)) else []
 
 
 def settings_of(job: Job, kind: str) -> Recipe:

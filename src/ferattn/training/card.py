@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ferattn.data.contrast import mostly
+from ferattn.training.lineage import began_with
 
 __all__ = ["DATA_TERMS", "make_card"]
 
@@ -213,11 +214,7 @@ def _making(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _began(config: Mapping[str, Any]) -> str:
-    runs, link = [], config
-    while "warm_start" in link:
-        link = link["warm_start"]["config"]
-        runs.append(_told(link))
-    told = f"It began with the weights of {', which began with those of '.join(runs)}. " if runs else ""
+    told = f"It began with {_weights(config)}. " if began_with(config) else ""
     taught = [f"`{link['config']['model']}`, {_told(link['config'])}" for link in config.get("teachers", ())]
     if taught:
         settings = config["recipe"]
@@ -226,6 +223,17 @@ def _began(config: Mapping[str, Any]) -> str:
             f"{settings['distill_weight']:g}, temperature {settings['distill_temperature']:g}). "
         )
     return f"{told}Images and hours below are of the last run alone. " if told else ""
+
+
+def _weights(config: Mapping[str, Any], what: str = "the weights") -> str:
+    """What a run began with, and what those runs had begun with."""
+    links = [link["config"] for link in began_with(config)]
+    runs = [
+        _told(link) + (f", which began with {_weights(link, 'those')}" if began_with(link) else "") for link in links
+    ]
+    if len(runs) == 1:
+        return f"{what} of {runs[0]}"
+    return f"the mean of {what} of {len(runs)} runs ({'; '.join(runs)})"
 
 
 def _told(config: Mapping[str, Any]) -> str:

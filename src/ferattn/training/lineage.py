@@ -10,13 +10,18 @@ from ferattn.errors import FerattnError
 from ferattn.training.parts import Parts, divide
 from ferattn.training.recipe import Recipe
 
-__all__ = ["earlier_configs", "find_seen", "images_known", "images_used", "origins", "parts_of"]
+__all__ = ["began_with", "earlier_configs", "find_seen", "images_known", "images_used", "origins", "parts_of"]
 
 
 def origins(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """What a run was built on: the weights it began with, then its teachers'; see ``warm_start.origin``."""
-    began = [config["warm_start"]] if "warm_start" in config else []
-    return [*began, *config.get("teachers", ())]
+    return [*began_with(config), *config.get("teachers", ())]
+
+
+def began_with(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The weights that a run began with: none where they were random, several where it was their mean."""
+    began = config.get("warm_start", [])
+    return began if isinstance(began, list) else [began]
 
 
 def earlier_configs(config: Mapping[str, Any]) -> list[dict[str, Any] | None]:

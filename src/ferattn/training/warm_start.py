@@ -1,19 +1,24 @@
-"""Begin with the weights of an earlier run instead of random ones: what was learnt on FER2013 goes on to CK+."""
+"""Begin with the weights of an earlier run instead of random ones: what was learnt on FER2013 goes on to CK+.
+
+Or with the mean of several runs' weights, a model soup (Wortsman et al. 2022, arXiv 2203.05482).
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ferattn.data import Standardize
 from ferattn.errors import InvalidInput, InvalidOption
 from ferattn.training.folder import RunFolder
 from ferattn.weights import LoadReport, fit_own_weights
 
-__all__ = ["normalization", "origin", "warm_start", "weights_file"]
+__all__ = ["normalization", "origin", "require_different", "warm_start", "weights_file"]
 
 
 def weights_file(path: Path) -> Path:
@@ -102,26 +107,76 @@ def normalization(path: Path) -> dict[str, tuple[float, ...]] | None:
     return {"mean": (0.0,), "std": (1.0,)} if isinstance(normalize, nn.Identity) else None
 
 
-def warm_start(model: Any, path: Path, classes: tuple[str, ...]) -> LoadReport:
-    """Put the weights of an earlier run into a model of the same architecture.
+def warm_start(model: Any, path: Path | Sequence[Path], classes: tuple[str, ...]) -> LoadReport:
+    """Put the weights of an earlier run, or the mean of several runs' weights, into a model of the same architecture.
 
     The classifier is taken over only where it has the same number of classes and, as far as a config beside the
     weights says which ones, the same classes in the same order; else it stays random. A fully connected head for
     pictures of another size is fitted to the model's.
 
+    The mean of several is of use where they were trained from the same weights on, so that no barrier lies between
+    them. The statistics of batch norms are averaged like weights, which is not what the mean network sees: they are
+    right again after some steps of training, and until then its answers are worse than those of any of its parts.
+
     Args:
         model: A model of :func:`ferattn.create_model`; its weights are replaced.
-        path: The folder of a finished run, or a ``.safetensors`` file.
+        path: The folder of a finished run, or a ``.safetensors`` file; or several.
         classes: The model's classes, in order.
 
     Returns:
         What was loaded, and what is new.
 
     Raises:
-        InvalidOption: If there are no weights.
-        InvalidInput: If the file is damaged.
+        InvalidOption: If there are no weights, or the same twice.
+        InvalidInput: If a file is damaged.
         WeightsMismatch: If they are another model's weights.
+
+    Source: of the mean, Wortsman et al. 2022, arXiv 2203.05482, a uniform soup.
     """
+    paths = [path] if isinstance(path, Path) else list(path)
+    if not paths:
+        raise InvalidOption("warm_start: at least one run, or file of weights.")
+    require_different(paths)
+    own = model.state_dict()
+    loaded = [_fitted(model, one, classes) for one in paths]
+    adapted = tuple(dict.fromkeys(key for _, keys, _ in loaded for key in keys))
+    new = tuple(dict.fromkeys(key for _, _, keys in loaded for key in keys))
+    means = _mean([weights for weights, _, _ in loaded]) | {key: own[key] for key in new}
+    model.load_state_dict(means)
+    source = str(path) if isinstance(path, Path) else " and ".join(map(str, paths))
+    told = source if len(paths) == 1 else f"{source}, the mean of {len(paths)}"
+    return LoadReport(told, tuple(key for key in own if key not in new), adapted, new)
+
+
+def require_different(paths: Sequence[Path]) -> None:
+    """Refuse to take the same weights twice.
+
+    Raises:
+        InvalidOption: If two are the same, or one is missing.
+    """
+    seen: dict[str, Path] = {}
+    for path in paths:
+        digest = _sha256(weights_file(path))
+        if digest in seen:
+            raise InvalidOption(f"{path}: the same weights as {seen[digest]}.")
+        seen[digest] = path
+
+
+def _mean(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Of each tensor, in its own precision; whole numbers, such as a norm's count of batches, are the first's."""
+    first = weights[0]
+    return {
+        key: value
+        if len(weights) == 1 or not value.is_floating_point()
+        else torch.stack([one[key].double() for one in weights]).mean(0).to(value.dtype)
+        for key, value in first.items()
+    }
+
+
+def _fitted(
+    model: Any, path: Path, classes: tuple[str, ...]
+) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[str, ...]]:
+    """A file's weights as the model takes them; keys of those made to fit, and of those that stay the model's own."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -141,9 +196,5 @@ def warm_start(model: Any, path: Path, classes: tuple[str, ...]) -> LoadReport:
     learnt = _classes(path)
     head = [key for key in own if key.startswith(f"{model.pretrained_cfg['classifier']}.")]
     if learnt not in (None, classes) or any(key not in fitted or fitted[key].shape != own[key].shape for key in head):
-        fitted |= {key: own[key] for key in head}
-        new = tuple(head)
-    else:
-        new = ()
-    model.load_state_dict(fitted)
-    return LoadReport(str(path), tuple(key for key in own if key not in new), tuple(adapted), new)
+        return fitted | {key: own[key] for key in head}, tuple(adapted), tuple(head)
+    return fitted, tuple(adapted), ()
