@@ -450,6 +450,7 @@ def test_a_run_begins_with_the_weights_of_another(images: Path, trained: Path, t
     said = run("train", *options, "--set", "lr_min=1e-10", "--out", out, "--warm-start", trained)
     assert said.startswith("0"), said
     assert "tensors loaded from" in said
+    assert f"epoch {RunFolder(out).results['best_epoch'] + 1} of 2 was best" in said
     second = load_file(out / "model.safetensors")
     torch.testing.assert_close(second["features.0.weight"], first["features.0.weight"], rtol=0, atol=1e-6)
     began = RunFolder(out).config["warm_start"]

@@ -333,7 +333,7 @@ def _print_results(results: dict[str, Any], path: Path) -> None:
     test = results["test"]
     low, high = test["accuracy_interval"]["low"], test["accuracy_interval"]["high"]
     Console(soft_wrap=True, highlight=False).print(
-        f"{path}: epoch {results['best_epoch']} of {results['epochs']} was best; {test['dataset']}: accuracy "
+        f"{path}: epoch {results['best_epoch'] + 1} of {results['epochs']} was best; {test['dataset']}: accuracy "
         f"{test['accuracy']:.2%} ({low:.2%} to {high:.2%}), {test['images']} images; classes: "
         f"{', '.join(test['classes'])}",
         markup=False,
