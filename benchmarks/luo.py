@@ -2,7 +2,7 @@
 
     python benchmarks/luo.py runs/cnn runs/cnn_se
 
-Runs of the recipe and runs of its variant as-published have a section each.
+Runs of the recipe and runs of its variant as-published have a section each, and so have either with averaged weights.
 """
 
 from __future__ import annotations
@@ -36,6 +36,12 @@ def record(run: RunFolder, records: Path, pictures: Path) -> dict[str, Any]:
     return run.results
 
 
+def protocol_of(run: RunFolder) -> str:
+    """The name of the section: the recipe, its variant, and whether weights were averaged."""
+    variant, averaged = run.config["variant"], run.config["recipe"]["ema_decay"] > 0
+    return "luo2023" + (f"-{variant}" if variant else "") + ("-averaged" if averaged else "")
+
+
 def command(run: RunFolder) -> str:
     """What was typed, up to paths: the recipe, its variant, and every setting that differs from theirs."""
     config = run.config
@@ -56,10 +62,10 @@ def main() -> None:
     runs = {run.config["model"]: run for run in map(RunFolder, parser.parse_args().runs)}
     if set(runs) != set(PUBLISHED):
         parser.error(f"one run of each of {', '.join(PUBLISHED)}, please: these are of {', '.join(sorted(runs))}.")
-    protocols = {run.config["variant"] for run in runs.values()}
+    protocols = {protocol_of(run) for run in runs.values()}
     if len(protocols) > 1:
-        parser.error(f"runs of one variant, please: these are of {', '.join(map(str, protocols))}.")
-    protocol = "luo2023" + "".join(f"-{variant}" for variant in protocols if variant)
+        parser.error(f"runs of one protocol, please: these are of {', '.join(sorted(protocols))}.")
+    protocol = protocols.pop()
     records, pictures = ROOT / "benchmarks" / "results" / protocol, ROOT / "docs" / "_static" / protocol
     found = {name: record(runs[name], records, pictures) for name in PUBLISHED}
     tests = {name: found[name]["test"] for name in PUBLISHED}
