@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
 import time
@@ -338,11 +339,11 @@ def test_a_study_runs_resumes_and_reports(tmp_path: Path, monkeypatch: pytest.Mo
     assert "made by another grid; recipe.batch_size was 8, now 9" in result.output
 
 
-def _finished_run(folder: Path, grid: Grid, *, test: str = "1", **recipe: Any) -> None:
+def _finished_run(folder: Path, grid: Grid, *, test: str = "1", recipe: str = "luo2023", **changes: Any) -> None:
     """What :func:`carry_out_study` looks at before it trains."""
-    settings = load_recipe("luo2023", "folder").changed(grid.asked["set"]).changed(recipe)
+    settings = load_recipe(recipe, "folder").changed(grid.asked["set"]).changed(changes)
     folder.mkdir(parents=True)
-    config = {"model": "cnn", "recipe_name": "luo2023", "variant": None, "limit": None, "split_seed": 0, "fold": 0}
+    config = {"model": "cnn", "recipe_name": recipe, "variant": None, "limit": None, "split_seed": 0, "fold": 0}
     config |= {"seed": 0, "recipe": settings.to_dict(), "machine": {"precision": "fp32"}}
     config["data"] = {"dataset": "images", "images": {"train": 30}, "sha256": {"test": test}}
     (folder / "config.json").write_text(json.dumps(config))
@@ -376,6 +377,39 @@ def test_what_runs_began_with_belongs_to_the_grid(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"--accelerator"', f'"--warm-start", "{weights}", "--accelerator"'))
     with pytest.raises(InvalidOption, match=r"warm_start was \[\], now \['"):
         carry_out_study(load_grid(path), out, train=False)
+
+
+@pytest.mark.parametrize("recipe", ["luo2023", "finetune"])
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_grid_knows_what_its_runs_began_with(tmp_path: Path, recipe: str, gone: bool) -> None:
+    from ferattn.cli.study import _require_same_grid
+
+    path, out = tmp_path / "grid.toml", tmp_path / "run"
+    names = [tmp_path / f"{name}.safetensors" for name in "ab"]
+    text = GRID.replace("luo2023", recipe).replace("epochs = 1\n", "epochs = 1\nwarmup_epochs = 0\n")
+    words = "".join(f'"--warm-start", "{name}", ' for name in names)
+    path.write_text(text.replace('"--accelerator"', f'{words}"--accelerator"'))
+    grid = load_grid(path)
+    _finished_run(out, grid, recipe=recipe)
+    for name in names:
+        name.write_bytes(name.name.encode())
+    origins = [{"sha256": hashlib.sha256(name.read_bytes()).hexdigest(), "config": None} for name in names]
+    config = json.loads((out / "config.json").read_text())
+    if gone:
+        names[0].unlink()
+
+    def began_with(*links: Any) -> RunFolder:
+        (out / "config.json").write_text(json.dumps(config | {"warm_start": list(links)}))
+        return RunFolder(out)
+
+    for order in (origins, origins[::-1]):
+        _require_same_grid(began_with(*order), grid, grid.cells[0], 0)
+    for others in ([], origins[:1], [*origins, {"sha256": "0"}], [origins[0], {"sha256": "0"}]):
+        with pytest.raises(InvalidOption, match="warm_start"):
+            _require_same_grid(began_with(*others), grid, grid.cells[0], 0)
+    path.write_text(text)
+    with pytest.raises(InvalidOption, match="warm_start"):
+        _require_same_grid(began_with(*origins), load_grid(path), grid.cells[0], 0)
 
 
 def test_further_words_belong_to_the_grid(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from cli.running import FAST, run
 from data import trees
 from ferattn import create_model
-from ferattn.cli.train import build_model
+from ferattn.cli.train import _normalization, build_model
 from ferattn.data import FaceDataset, open_dataset
 from ferattn.statistics import mcnemar, subject_sign_flip
 from ferattn.training import Predictions, Recipe, RunFolder, list_recipes, load_recipe, make_parts
@@ -470,7 +471,10 @@ def test_a_run_begins_with_the_mean_of_several(images: Path, trained: Path, tmp_
     first, other, out = load_file(trained / "model.safetensors"), tmp_path / "other", tmp_path / "soup"
     shutil.copytree(trained, other)
     save_file({key: value + 0.25 for key, value in first.items()}, other / "model.safetensors")
-    config = RunFolder(other).config | {"seed": 7, "warm_start": {"sha256": "0", "config": RunFolder(trained).config}}
+    digest = hashlib.sha256((trained / "model.safetensors").read_bytes()).hexdigest()
+    began = {"sha256": digest, "config": RunFolder(trained).config}
+    config = RunFolder(other).config | {"seed": 7, "warm_start": began}
+    config["recipe"] |= {"lr": 0.125}
     (other / "config.json").write_text(json.dumps(config))
     options = ("--recipe", "luo2023", "--model", "cnn_se", "--data", images, *FAST, "--set", "lr=1e-9")
     options += ("--set", "lr_min=1e-10", "--out", out)
@@ -479,7 +483,10 @@ def test_a_run_begins_with_the_mean_of_several(images: Path, trained: Path, tmp_
     assert "the mean of 2" in " ".join(said.split())
     key = "features.0.weight"
     torch.testing.assert_close(load_file(out / "model.safetensors")[key], first[key] + 0.125, rtol=0, atol=1e-6)
-    assert [began["config"]["seed"] for began in RunFolder(out).config["warm_start"]] == [0, 7]
+    assert sorted(began["config"]["seed"] for began in RunFolder(out).config["warm_start"]) == [0, 7]
+    before = (out / "model.safetensors").stat().st_mtime_ns
+    assert run("train", *options, "--warm-start", other, "--warm-start", trained).startswith("0")  # it has finished
+    assert (out / "model.safetensors").stat().st_mtime_ns == before
     said = run("train", *options, "--warm-start", trained)
     assert said.startswith("2")
     assert "warm_start was [" in said
@@ -488,10 +495,16 @@ def test_a_run_begins_with_the_mean_of_several(images: Path, trained: Path, tmp_
     assert said.startswith("0"), said
     commands = json.loads((tmp_path / "cnn_se" / "config.json").read_text())["ferattn"]["commands"]
     assert ["--out RUN1 " in commands[0], "--seed 7 --warm-start RUN1" in commands[1]] == [True] * 2
-    assert "--out RUN --seed 0 --warm-start RUN1 --warm-start RUN2 " in commands[2]
+    assert any(
+        f"--out RUN --seed 0 {words} " in commands[2]
+        for words in ("--warm-start RUN1 --warm-start RUN2", "--warm-start RUN2 --warm-start RUN1")
+    )
     card = (tmp_path / "cnn_se" / "README.md").read_text()
     named = f"a run on {config['data']['dataset']} by the recipe `luo2023`, seed"
-    assert f"the mean of the weights of 2 runs ({named} 0; {named} 7, which began with those of {named} 0)." in card
+    own, others = f"{named} 0, lr 0.002", f"{named} 7, lr 0.125, which began with those of {named} 0"
+    assert any(
+        f"the mean of the weights of 2 runs ({told})." in card for told in (f"{own}; {others}", f"{others}; {own}")
+    )
 
 
 def test_weights_on_other_scales_have_no_common_one(images: Path, trained: Path, tmp_path: Path) -> None:
@@ -502,10 +515,14 @@ def test_weights_on_other_scales_have_no_common_one(images: Path, trained: Path,
         save_file({key: value + shift for key, value in weights.items()}, folder / "model.safetensors")
         about = {"kind": "standardize", "mean": [0.25 + shift], "std": [0.5], "size": None}
         (folder / "transform.json").write_text(json.dumps(about))
+    close = shutil.copytree(runs[0], tmp_path / "close")
+    (close / "transform.json").write_text(json.dumps(about | {"mean": [0.251] * 3, "std": [0.5] * 3}))
+    assert _normalization([runs[0], close], 3) == {"mean": (0.25,) * 3, "std": (0.5,) * 3}
     words = ("--warm-start", runs[0], "--warm-start", runs[1], "--set", "normalize=model", "--out", tmp_path / "run")
     said = run("train", "--recipe", "luo2023", "--model", "cnn_se", "--data", images, *FAST, *words)
     assert said.startswith("2")
-    assert "another mean and standard deviation" in said
+    assert "mean 1.25, std 0.5" in said
+    assert "Options: runs whose images were scaled alike" in said
 
 
 def test_a_run_learns_from_the_answers_of_others(images: Path, trained: Path, tmp_path: Path) -> None:

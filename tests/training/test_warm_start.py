@@ -101,7 +101,7 @@ def _another(earlier: Path, name: str, **about: object) -> Path:
     """A run that differs from the earlier one by its weights, and as said."""
     folder = earlier / name
     folder.mkdir()
-    torch.manual_seed(2)
+    torch.manual_seed(len(name))
     model = create_model("cnn_se", num_classes=3, norm_layer="batchnorm2d" if about.pop("norm", False) else None)
     save_file(model.state_dict(), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(A_RUN | about))
@@ -131,12 +131,15 @@ def test_several_runs_give_the_mean_of_their_weights(earlier: Path) -> None:
 def test_norms_count_their_batches_and_do_not_average_them(tmp_path: Path) -> None:
     model = create_model("cnn_se", num_classes=3, norm_layer="batchnorm2d")
     key = next(key for key in model.state_dict() if key.endswith("num_batches_tracked"))
-    folders = [_another(tmp_path, name, norm=True) for name in "ab"]
+    mean = key.replace("num_batches_tracked", "running_mean")
+    folders = [_another(tmp_path, name, norm=True) for name in ("a", "bb")]
     for steps, folder in zip((7, 10), folders, strict=True):
-        weights = load_file(folder / "model.safetensors") | {key: torch.tensor(steps)}
+        weights = load_file(folder / "model.safetensors")
+        weights |= {key: torch.tensor(steps), mean: torch.full_like(weights[mean], steps)}
         save_file(weights, folder / "model.safetensors")
     warm_start(model, folders, CLASSES)
     assert model.state_dict()[key] == 7
+    assert (model.state_dict()[mean] == 8.5).all()
 
 
 def test_what_has_no_mean_is_told(earlier: Path) -> None:
@@ -145,7 +148,7 @@ def test_what_has_no_mean_is_told(earlier: Path) -> None:
         warm_start(model, [earlier, earlier / "model.safetensors"], CLASSES)
     with pytest.raises(InvalidOption, match="at least one run"):
         warm_start(model, [], CLASSES)
-    with pytest.raises(WeightsMismatch, match=r"Not in the model: .*"):
+    with pytest.raises(WeightsMismatch, match=r"norms/model\.safetensors: .*Not in the model: .*"):
         warm_start(model, [earlier, _another(earlier, "norms", norm=True)], CLASSES)
 
 

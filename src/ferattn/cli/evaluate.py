@@ -91,8 +91,8 @@ def evaluate(
         )
     if any(seen.values()):
         Console(soft_wrap=True, highlight=False).print(
-            f"of these images the model learnt from {seen['trained']}, and its epoch was chosen on {seen['chosen']}: "
-            "the figures are too good."
+            f"of these images the model, or a run that it builds on, learnt from {seen['trained']}, and an epoch was "
+            f"chosen on {seen['chosen']}: the figures are too good."
         )
     if len(images) < whole:
         Console(soft_wrap=True).print(f"--limit {limit}: {len(images)} of the {whole} images, all classes in turn")
@@ -107,11 +107,21 @@ def _learnt_from(network: Any) -> Mapping[str, Any]:
 
 
 def _seen(config: Mapping[str, Any], dataset: FaceDataset, images: FaceDataset) -> dict[str, int]:
-    """How many of the images a run has ``"trained"`` and ``"chosen"`` its epoch on, as far as its config tells."""
-    from ferattn.training.lineage import images_known
+    """How many of the images a run, or one that it builds on, has ``"trained"`` and ``"chosen"`` its epoch on.
 
-    used = images_known(config, dataset) if config else {}
-    return {role: len(set(images.ids) & set(used[role].ids)) if role in used else 0 for role in ("trained", "chosen")}
+    As far as its config tells.
+    """
+    from ferattn.training.lineage import earlier_configs, images_known
+
+    seen: dict[str, set[str]] = {"trained": set(), "chosen": set()}
+    divisions = []
+    for link in [config, *earlier_configs(config)] if config else []:
+        if link is None or link["data"].get("sha256") in divisions:  # divided as one before
+            continue
+        divisions.append(link["data"].get("sha256"))
+        for role, used in images_known(link, dataset).items():
+            seen[role] |= set(images.ids) & set(used.ids)
+    return {role: len(ids) for role, ids in seen.items()}
 
 
 def compare(

@@ -196,16 +196,16 @@ def _parts(config: dict[str, Any], dataset: FaceDataset, classes: tuple[str, ...
 def _unseen(dataset: FaceDataset, part: str, chain: list[dict[str, Any]], classes: tuple[str, ...]) -> FaceDataset:
     """An official part, none of which was trained or chosen on, in the run itself or one that it began with."""
     from ferattn.errors import InvalidOption
-    from ferattn.training.lineage import images_used
+    from ferattn.training.lineage import images_known, images_used
 
     images = dataset.part(part).with_classes(classes, allow_missing=True)
-    for link in chain:
-        if link["data"]["dataset"] != chain[0]["data"]["dataset"]:
-            continue
-        for role, used in images_used(link, dataset).items():
+    for number, link in enumerate(chain):
+        same = link["data"]["dataset"] == chain[0]["data"]["dataset"]
+        for role, used in (images_used if same else images_known)(link, dataset).items():
             shared = len(set(images.ids) & set(used.ids))
             if shared:
-                raise InvalidOption(f"--split {part}: the run was {role} on {shared} of its {len(images)} images.")
+                who = "a run that it builds on" if number else "the run"
+                raise InvalidOption(f"--split {part}: {who} was {role} on {shared} of its {len(images)} images.")
     return images
 
 
@@ -275,25 +275,27 @@ def _train_commands(config: dict[str, Any]) -> list[str]:
 
     data = {config["data"]["dataset"]: "DATA"}
     commands: list[str] = []
-    runs: list[tuple[dict[str, Any], str, str]] = []  # config, folder and data of each that was typed
+    # Of each run that was typed: config, folder, data, and the checksum of its weights if an origin told it.
+    runs: list[tuple[dict[str, Any], str, str, set[str]]] = []
 
-    def again(link: dict[str, Any]) -> tuple[str, str]:
-        """Type a run, once, after all that it needs; its folder and its data."""
-        for typed, folder, where in runs:
-            if typed == link:
+    def again(link: dict[str, Any], digest: str | None = None) -> tuple[str, str]:
+        """Type a run, once, after all that it needs; its folder and its data. Other weights are of another run."""
+        for typed, folder, where, digests in runs:
+            if typed == link and (digest is None or digests <= {digest}):
+                digests |= set() if digest is None else {digest}
                 return folder, where
         begin = [weights(began, "{}/model.safetensors") for began in began_with(link)]
         teachers = [weights(teacher, "local-dir:{}") for teacher in link.get("teachers", ())]
         number = len(runs) + 1
         where = data.setdefault(link["data"]["dataset"], f"DATA{number}")
         folder = "RUN" if link is config else f"RUN{number}"
-        runs.append((link, folder, where))
+        runs.append((link, folder, where, set() if digest is None else {digest}))
         commands.append(_train_command(link, where, folder, begin, teachers))
         return folder, where
 
     def weights(origin: Mapping[str, Any], form: str) -> str:
         """Type the run that weights come from, and how they were given away if they were; what to call them."""
-        run, where = again(origin["config"])
+        run, where = again(origin["config"], None if origin.get("given_away") else origin["sha256"])
         if not origin.get("given_away"):
             return run
         folder = run.replace("RUN", "WEIGHTS")

@@ -6,7 +6,7 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -304,9 +304,9 @@ def _require_same_grid(run: RunFolder, plan: Grid, cell: Cell, seed: int) -> Non
     from ferattn.cli.train import asked, settings_of
     from ferattn.cli.workers import job_of
     from ferattn.errors import InvalidOption
+    from ferattn.shipped import describe
     from ferattn.training.folder import differences, with_defaults
     from ferattn.training.lineage import began_with
-    from ferattn.training.warm_start import origin
 
     config = with_defaults(run.config)
     job = job_of(_words(plan, cell, seed, run.path))
@@ -321,12 +321,29 @@ def _require_same_grid(run: RunFolder, plan: Grid, cell: Cell, seed: int) -> Non
     was = {key: config.get(key) for key in now} | {"precision": config["machine"]["precision"]}
     now |= {"teachers": [teacher_origin(word)["sha256"] for word in job.teachers or ()]}
     was |= {"teachers": [origin["sha256"] for origin in config.get("teachers", ())]}
-    if job.warm_start or not wanted["pretrained"]:  # else it begins with published weights that nobody named
-        now |= {"warm_start": [origin(path)["sha256"] for path in job.warm_start or ()]}
-        was |= {"warm_start": [began["sha256"] for began in began_with(config)]}
+    began = sorted(str(link["sha256"]) for link in began_with(config))
+    shipped = describe(job.model.partition(".")[0].removeprefix("ferattn_")) if wanted["pretrained"] else None
+    files = job.warm_start or ([] if shipped is None else [Path(shipped["file"])])
+    was |= {"warm_start": began}
+    now |= {"warm_start": sorted(_digests(files, began))}
     changed = differences(was, now) + differences(config["recipe"], wanted, "recipe")
     if changed:
         raise InvalidOption(f"{run.path}: made by another grid; {'; '.join(changed)}. Give another --out.")
+
+
+def _digests(paths: Sequence[Path], then: Sequence[str]) -> list[str]:
+    """The checksums of weights; of files that are gone, those that nothing else explains of what runs began with."""
+    from ferattn.errors import InvalidOption
+    from ferattn.training.warm_start import origin
+
+    found, gone = [], []
+    for path in paths:
+        try:
+            found.append(str(origin(path)["sha256"]))
+        except InvalidOption:
+            gone.append(str(path))
+    left = [digest for digest in then if digest not in found]
+    return found + left[: len(gone)] + gone[len(left) :]
 
 
 def _require_same_images(runs: Iterable[RunFolder]) -> None:

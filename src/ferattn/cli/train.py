@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 __all__ = ["Job", "asked", "build_model", "carry_out", "recipes", "settings_of", "train"]
 
 
+_SAME_SCALE = 0.01
+"""How far means and standard deviations of pixels, from 0 to 1, may lie apart and count as one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """What ``ferattn train`` was asked to do; its options, by their names there."""
@@ -97,7 +101,7 @@ def train(
     warm_start: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Begin with the weights of this finished run, or of a .safetensors file; or with several ones' mean."
+            help="Begin with the weights of a finished run or a .safetensors file; repeated, with their mean."
         ),
     ] = None,
     teachers: Annotated[
@@ -167,9 +171,9 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
     from ferattn.training import Machine, Teachers, fit, load_recipe, make_parts, warm_start
     from ferattn.training.lineage import earlier_configs, find_seen
     from ferattn.training.parts import own_division
-    from ferattn.training.warm_start import origin, require_different
+    from ferattn.training.warm_start import distinct, origin
 
-    require_different(job.warm_start or ())  # before the data is read
+    named_weights = distinct(job.warm_start or ())  # before the data is read
     if not 0 <= job.seed < 2**31:
         raise InvalidOption(f"--seed {job.seed}: from 0 to 2147483647.")
     load_recipe(job.recipe, None, job.variant)  # misspelt names are told before the data is read
@@ -195,6 +199,9 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
         progress=job.progress,
     )
     build_model(job.model, settings, classes=7, pretrained=False)
+    known: dict[str, tuple[float, ...]] = {}
+    if settings.normalize == "model" and named_weights:  # as the weights know their images, not as random ones would
+        known = _normalization(named_weights, settings.channels)
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     dataset = open_dataset(job.data, kind) if opener is None else opener(job.data, kind, settings)
     if kind == "folder" and "split" not in named:
@@ -217,7 +224,7 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
     if job.limit is not None and len(parts.train) < settings.batch_size:
         settings = settings.changed({"batch_size": len(parts.train)})
     torch.manual_seed(job.seed)
-    fresh = settings.pretrained and not job.warm_start
+    fresh = settings.pretrained and not named_weights
     network = build_model(job.model, settings, classes=len(parts.train.classes), pretrained=fresh)
     about: dict[str, Any] = {
         "model": job.model,
@@ -227,7 +234,7 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
         "fold": job.fold,
         "limit": job.limit,
     }
-    began = [origin(path) for path in (_shipped_weights(network) if fresh else job.warm_start) or ()]
+    began = [origin(path) for path in (_shipped_weights(network) if fresh else named_weights)]
     if began:
         about["warm_start"] = began if len(began) > 1 else began[0]
     seen = find_seen(parts, dataset, earlier_configs(about | {"teachers": [one.origin for one in masters]}))
@@ -235,12 +242,10 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
         parts = replace(parts, honest=False)
         console.print(f"Not honest: {seen}. The accuracy may be too good.")
     teachers = Teachers(masters, parts.train.classes, channels=settings.channels) if masters else None
-    if job.warm_start:
-        report = warm_start(network, job.warm_start, tuple(parts.train.classes))
-        console.print(str(report))
-        if settings.normalize == "model":  # as the weights know their images, not as random ones would
-            described: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
-            described |= _normalization(job.warm_start, settings.channels)
+    if named_weights:
+        console.print(str(warm_start(network, named_weights, tuple(parts.train.classes))))
+        described: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
+        described |= known
     run = fit(network, parts, settings, job.out, seed=job.seed, about=about, machine=machine, teachers=teachers)
     if run.finished and not job.checkpoints:
         shutil.rmtree(run.best.parent, ignore_errors=True)
@@ -252,7 +257,7 @@ def _normalization(began: Sequence[Path], channels: int) -> dict[str, tuple[floa
     from ferattn.errors import InvalidOption
     from ferattn.training.warm_start import normalization
 
-    first: dict[str, tuple[float, ...]] | None = None
+    first: dict[str, tuple[float, ...]] = {}
     for path in began:
         known = normalization(path)
         if known is None:
@@ -260,13 +265,18 @@ def _normalization(began: Sequence[Path], channels: int) -> dict[str, tuple[floa
                 f"normalize='model': {path} does not say mean and standard deviation of its images. "
                 "Options: the folder of a run that has them, or --set normalize=train."
             )
-        if first not in (None, known):
+        known = {name: values * (channels // len(values)) for name, values in known.items()}
+        first = first or known
+        if any(abs(a - b) > _SAME_SCALE for name in first for a, b in zip(first[name], known[name], strict=True)):
             raise InvalidOption(
-                f"normalize='model': {began[0]} and {path} know images of another mean and standard deviation. "
-                "Options: runs on the same images, or --set normalize=train."
+                f"normalize='model': {began[0]} knows images scaled by {_scale(first)}, {path} by {_scale(known)}. "
+                "Options: runs whose images were scaled alike, or --set normalize=train."
             )
-        first = known
-    return {name: values * (channels // len(values)) for name, values in (first or {}).items()}
+    return first
+
+
+def _scale(known: dict[str, tuple[float, ...]]) -> str:
+    return ", ".join(f"{name} {' / '.join(f'{value:g}' for value in values)}" for name, values in known.items())
 
 
 def _shipped_weights(network: Any) -> list[Path]:

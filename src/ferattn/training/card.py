@@ -5,7 +5,7 @@ Every figure comes from the run's files and from the evaluations made when the c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ferattn.data.contrast import mostly
@@ -229,11 +229,24 @@ def _weights(config: Mapping[str, Any], what: str = "the weights") -> str:
     """What a run began with, and what those runs had begun with."""
     links = [link["config"] for link in began_with(config)]
     runs = [
-        _told(link) + (f", which began with {_weights(link, 'those')}" if began_with(link) else "") for link in links
+        f"{_told(link)}{apart}" + (f", which began with {_weights(link, 'those')}" if began_with(link) else "")
+        for link, apart in zip(links, _apart(links), strict=True)
     ]
     if len(runs) == 1:
         return f"{what} of {runs[0]}"
     return f"the mean of {what} of {len(runs)} runs ({'; '.join(runs)})"
+
+
+def _apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """In which settings, beside recipe and seed, runs differ from each other."""
+    settings = [
+        {key: config.get(key) for key in ("variant", "split_seed", "fold", "limit")} | dict(config["recipe"])
+        for config in configs
+    ]
+    keys = (
+        [key for key in settings[0] if any(one.get(key) != settings[0][key] for one in settings)] if settings else []
+    )
+    return ["".join(f", {key} {one.get(key)}" for key in keys) for one in settings]
 
 
 def _told(config: Mapping[str, Any]) -> str:

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ferattn.data import Standardize
-from ferattn.errors import InvalidInput, InvalidOption
+from ferattn.errors import InvalidInput, InvalidOption, WeightsMismatch
 from ferattn.training.folder import RunFolder
 from ferattn.weights import LoadReport, fit_own_weights
 
-__all__ = ["normalization", "origin", "require_different", "warm_start", "weights_file"]
+__all__ = ["distinct", "normalization", "origin", "warm_start", "weights_file"]
 
 
 def weights_file(path: Path) -> Path:
@@ -114,9 +114,9 @@ def warm_start(model: Any, path: Path | Sequence[Path], classes: tuple[str, ...]
     weights says which ones, the same classes in the same order; else it stays random. A fully connected head for
     pictures of another size is fitted to the model's.
 
-    The mean of several is of use where they were trained from the same weights on, so that no barrier lies between
-    them. The statistics of batch norms are averaged like weights, which is not what the mean network sees: they are
-    right again after some steps of training, and until then its answers are worse than those of any of its parts.
+    The mean of several is meant for runs that were trained from the same weights on; others may have no useful mean.
+    The statistics of batch norms are averaged like weights, which is not what the mean network sees: until training
+    has brought them up to date, its answers may be worse than those of any of its parts.
 
     Args:
         model: A model of :func:`ferattn.create_model`; its weights are replaced.
@@ -136,7 +136,7 @@ def warm_start(model: Any, path: Path | Sequence[Path], classes: tuple[str, ...]
     paths = [path] if isinstance(path, Path) else list(path)
     if not paths:
         raise InvalidOption("warm_start: at least one run, or file of weights.")
-    require_different(paths)
+    distinct(paths)
     own = model.state_dict()
     loaded = [_fitted(model, one, classes) for one in paths]
     adapted = tuple(dict.fromkeys(key for _, keys, _ in loaded for key in keys))
@@ -148,8 +148,8 @@ def warm_start(model: Any, path: Path | Sequence[Path], classes: tuple[str, ...]
     return LoadReport(told, tuple(key for key in own if key not in new), adapted, new)
 
 
-def require_different(paths: Sequence[Path]) -> None:
-    """Refuse to take the same weights twice.
+def distinct(paths: Sequence[Path]) -> list[Path]:
+    """Runs or files of weights in an order of their own, that of their checksums: in which they are named is chance.
 
     Raises:
         InvalidOption: If two are the same, or one is missing.
@@ -158,8 +158,9 @@ def require_different(paths: Sequence[Path]) -> None:
     for path in paths:
         digest = _sha256(weights_file(path))
         if digest in seen:
-            raise InvalidOption(f"{path}: the same weights as {seen[digest]}.")
+            raise InvalidOption(f"{path}: the same weights as {seen[digest]}; a mean is one of different weights.")
         seen[digest] = path
+    return [seen[digest] for digest in sorted(seen)]
 
 
 def _mean(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -186,7 +187,10 @@ def _fitted(
     except SafetensorError as error:
         raise InvalidInput(f"{file}: damaged ({error}).") from error
     adapted: list[str] = []
-    fitted = fit_own_weights(weights, model, adapted=adapted)
+    try:
+        fitted = fit_own_weights(weights, model, adapted=adapted)
+    except WeightsMismatch as error:
+        raise WeightsMismatch(f"{file}: {error}") from error
     own = model.state_dict()
     for key in adapted:
         if fitted[key].shape != own[key].shape:
