@@ -5,7 +5,8 @@
 A plain loop repeats one batch of random numbers: forward pass, backward pass, Adam; freed memory is kept, as in
 `ferattn train`. Its convolutions alone are their three products, one after the other, without what lies between them.
 `ferattn train` reads and augments FER2013's images, averages its metrics, and looks at 32 validation images; writing
-checkpoints is not in its figure. All ways take turns; rows are seconds for FER2013's 28,709 images: median, fastest, slowest.
+checkpoints is not in its figure. All ways take turns; the rows are seconds for FER2013's 28,709 images: median,
+fastest, slowest.
 """
 
 from __future__ import annotations
