@@ -55,6 +55,16 @@ def test_three_commands(images: Path, trained: Path, tmp_path: Path) -> None:
     assert content["difference"] == pytest.approx(b.mean() - a.mean())
     assert content["mcnemar"]["only_a"] == (a & ~b).sum()
     assert "McNemar" in said
+    for kind, plain in (("nll", content["nll"]), ("calibrated_nll", content["calibrated_nll"])):
+        figures = [RunFolder(path).results["test"] for path in (trained, other)]
+        figures = figures if kind == "nll" else [entry["calibrated"] for entry in figures]
+        assert [plain["a"], plain["b"]] == pytest.approx([entry["nll"] for entry in figures])
+        assert plain["difference"] == pytest.approx(plain["b"] - plain["a"])
+        assert plain["interval"]["low"] <= plain["difference"] <= plain["interval"]["high"]
+    assert "the same, calibrated: A" in said
+    said = run("compare", trained, other, "--part", "validation", "--json", tmp_path / "c.json")
+    assert "negative log-likelihood: A" in said
+    assert "calibrated_nll" not in json.loads((tmp_path / "c.json").read_text())  # fitted there
     assert "several seeds" in said
 
 

@@ -134,6 +134,9 @@ def compare(
 ) -> None:
     """Whether two models differ on the same images: exact McNemar test and paired bootstrap.
 
+    Probabilities are compared by their negative log-likelihood, and for two runs calibrated, too: each divided by the
+    temperature that was fitted where its epoch was chosen.
+
     Where it is known who is in the images, whole people are drawn, and the test turns the signs of their differences:
     McNemar's would take every image for a case of its own.
     """
@@ -168,6 +171,16 @@ def compare(
         "p_value": p,
         "detectable": visible,
     }
+    losses = {"nll": (a.nll(), b.nll())}
+    temperatures = _temperature(run_a, part), _temperature(run_b, part)
+    if temperatures[0] is not None and temperatures[1] is not None:
+        losses["calibrated_nll"] = a.nll(temperatures[0]), b.nll(temperatures[1])
+    for name_of, (of_a, of_b) in losses.items():
+        ends = paired_bootstrap(of_a, of_b, clusters=a.clusters, confidence=confidence, seed=seed)
+        result[name_of] = {"a": float(of_a.mean()), "b": float(of_b.mean()), "difference": ends.value}
+        result[name_of] |= {
+            "interval": {"low": ends.low, "high": ends.high, "method": method, "confidence": confidence}
+        }
     write_json(json_file, result)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"{a.dataset}, {len(a.labels)} images, views: {a.views}")
@@ -180,7 +193,25 @@ def compare(
         f"{name}: only A right {test.only_a}, only B right {test.only_b}, p = {p:.4g}"
         + ("" if visible is None else f"; 80 % power from {100 * visible:.2f} points on")
     )
+    for kind, told in (("nll", "negative log-likelihood"), ("calibrated_nll", "the same, calibrated")):
+        if kind in result:
+            found = result[kind]
+            console.print(
+                f"{told}: A {found['a']:.4f}, B {found['b']:.4f}, B - A {found['difference']:+.4f}, interval "
+                f"{found['interval']['low']:+.4f} to {found['interval']['high']:+.4f}"
+            )
     console.print("This compares two trained models. Two recipes need several seeds of each.")
+
+
+def _temperature(path: Path, part: str | None) -> float | None:
+    """The temperature of a run, for a part on which it was not fitted."""
+    from ferattn.training import RunFolder
+
+    run = RunFolder(path)
+    if path.suffix == ".npz" or not run.finished or part == run.config["data"]["select_on"]:
+        return None
+    temperature: float | None = run.results["temperature"]
+    return temperature
 
 
 def _visible(images: int, discordant: int) -> float | None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ferattn.errors import InvalidInput, InvalidOption, MissingDependency
 from ferattn.statistics import Interval, bootstrap, wilson
-from ferattn.training.predictions import Predictions
+from ferattn.training.predictions import Predictions, log_losses
 
 __all__ = ["evaluate", "fit_temperature"]
 
@@ -43,7 +43,7 @@ def fit_temperature(predictions: Predictions) -> float:
         raise MissingDependency('calibration needs scipy: pip install "ferattn[train]"') from error
     logits = predictions.logits.astype(np.float64)
     found = minimize_scalar(
-        lambda log_t: float(_nll(logits / np.exp(log_t), predictions.labels).mean()),
+        lambda log_t: float(log_losses(logits / np.exp(log_t), predictions.labels).mean()),
         bounds=(-_FURTHEST, _FURTHEST),
         method="bounded",
     )
@@ -174,7 +174,7 @@ def _figures(logits: NDArray[Any], labels: NDArray[np.int64], k: int) -> dict[st
 def _calibration(
     logits: NDArray[Any], labels: NDArray[np.int64], figures: dict[str, Any], options: dict[str, Any]
 ) -> dict[str, Any]:
-    nll = _nll(logits.astype(np.float64), labels)
+    nll = log_losses(logits.astype(np.float64), labels)
     gaps = _gaps(logits, labels)
     of_nll = bootstrap(lambda w: w @ nll / w.sum(1), len(labels), **options)
     of_ece, ece = bootstrap(lambda w: np.abs(w @ gaps).sum(1) / w.sum(1), len(labels), **options), figures["ece"]
@@ -185,12 +185,6 @@ def _calibration(
         "nll": of_nll.value,
         "nll_interval": _interval(of_nll),
     }
-
-
-def _nll(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    shifted = logits - logits.max(1, keepdims=True)
-    losses: NDArray[np.float64] = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]
-    return losses
 
 
 def _gaps(logits: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.float64]:

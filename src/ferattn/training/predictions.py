@@ -19,7 +19,7 @@ from ferattn.data import BatchTransform, FaceDataset, make_loader, views
 from ferattn.errors import InvalidInput
 from ferattn.files import write_atomically
 
-__all__ = ["Predictions", "pool", "predict"]
+__all__ = ["Predictions", "log_losses", "pool", "predict"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +51,14 @@ class Predictions:
         """Whether each image was classified right. Shape: (n,)."""
         right: NDArray[np.bool_] = self.logits.argmax(1) == self.labels
         return right
+
+    def nll(self, temperature: float = 1.0) -> NDArray[np.float64]:
+        """Negative log-likelihood of each image's own class, in nats. Shape: (n,).
+
+        Args:
+            temperature: By which the logits are divided.
+        """
+        return log_losses(self.logits.astype(np.float64) / temperature, self.labels)
 
     @property
     def clusters(self) -> tuple[str, ...] | None:
@@ -174,6 +182,13 @@ def predict(
         dataset.checksum(),
         dataset.subjects,
     )
+
+
+def log_losses(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Minus the logarithm of the softmax at each label. Shapes: (n, classes), (n,) -> (n,)."""
+    shifted = logits - logits.max(1, keepdims=True)
+    losses: NDArray[np.float64] = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]
+    return losses
 
 
 def pool(folds: Sequence[Predictions]) -> Predictions:
