@@ -1,6 +1,6 @@
 """How long an epoch of Luo's CNN takes on this machine: `ferattn train`, and plain loops around the same network.
 
-    python benchmarks/epoch.py fer2013.zip --json benchmarks/results/epoch.json
+    python benchmarks/epoch.py fer2013.zip --steps 12 --json benchmarks/results/epoch.json
 
 A plain loop repeats one batch of random numbers: forward pass, backward pass, Adam; freed memory is kept, as in
 `ferattn train`. Its convolutions alone are their three products, one after the other, without what lies between them.

@@ -243,9 +243,7 @@ def _apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:
         {key: config.get(key) for key in ("variant", "split_seed", "fold", "limit")} | dict(config["recipe"])
         for config in configs
     ]
-    keys = (
-        [key for key in settings[0] if any(one.get(key) != settings[0][key] for one in settings)] if settings else []
-    )
+    keys = [key for key in settings[0] if any(one.get(key) != settings[0][key] for one in settings)]
     return ["".join(f", {key} {one.get(key)}" for key in keys) for one in settings]
 
 

@@ -136,16 +136,16 @@ def warm_start(model: Any, path: Path | Sequence[Path], classes: tuple[str, ...]
     paths = [path] if isinstance(path, Path) else list(path)
     if not paths:
         raise InvalidOption("warm_start: at least one run, or file of weights.")
-    distinct(paths)
+    if len(paths) > 1:
+        distinct(paths)
     own = model.state_dict()
     loaded = [_fitted(model, one, classes) for one in paths]
     adapted = tuple(dict.fromkeys(key for _, keys, _ in loaded for key in keys))
     new = tuple(dict.fromkeys(key for _, _, keys in loaded for key in keys))
     means = _mean([weights for weights, _, _ in loaded]) | {key: own[key] for key in new}
     model.load_state_dict(means)
-    source = str(path) if isinstance(path, Path) else " and ".join(map(str, paths))
-    told = source if len(paths) == 1 else f"{source}, the mean of {len(paths)}"
-    return LoadReport(told, tuple(key for key in own if key not in new), adapted, new)
+    source = " and ".join(map(str, paths)) + (f", the mean of {len(paths)}" if len(paths) > 1 else "")
+    return LoadReport(source, tuple(key for key in own if key not in new), adapted, new)
 
 
 def distinct(paths: Sequence[Path]) -> list[Path]:
@@ -167,9 +167,9 @@ def _mean(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Of each tensor, in its own precision; whole numbers, such as a norm's count of batches, are the first's."""
     first = weights[0]
     return {
-        key: value
-        if len(weights) == 1 or not value.is_floating_point()
-        else torch.stack([one[key].double() for one in weights]).mean(0).to(value.dtype)
+        key: torch.stack([one[key].double() for one in weights]).mean(0).to(value.dtype)
+        if value.is_floating_point()
+        else value
         for key, value in first.items()
     }
 
