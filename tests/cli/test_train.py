@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ferattn import create_model
 from ferattn.cli.train import _normalization, build_model
 from ferattn.data import FaceDataset, open_dataset
 from ferattn.statistics import mcnemar, subject_sign_flip
-from ferattn.training import Predictions, Recipe, RunFolder, list_recipes, load_recipe, make_parts
+from ferattn.training import PRECISIONS, Predictions, Recipe, RunFolder, list_recipes, load_recipe, make_parts
 from ferattn.training.lineage import find_seen
 from ferattn.training.parts import divide
 from training import faces
@@ -168,6 +169,19 @@ def test_checkpoints_can_be_left_out(images: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "checkpoints").exists()
     assert (tmp_path / "run" / "model.safetensors").exists()
     assert run("train", *options, "--no-checkpoints", *FAST).startswith("0")  # finished: only prints
+
+
+def test_a_warning_is_a_line(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ferattn.training.machine.emulates_bfloat16", lambda: True)
+    monkeypatch.setitem(PRECISIONS, "bf16", PRECISIONS["fp32"])  # nobody waits for it
+    options = ("--recipe", "luo2023", "--model", "cnn", "--data", images, "--out", tmp_path / "run")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        said = run("train", *options, "--precision", "bf16", *FAST, "--set", "epochs=1")
+    assert said.startswith("0")
+    lines = [line for line in said.splitlines() if "precision=" in line]
+    assert len(lines) == 1
+    assert "warning: precision='bf16' on this processor" in lines[0]
 
 
 def test_going_on_with_another_config_is_refused(images: Path, trained: Path) -> None:

@@ -19,6 +19,7 @@ import torch
 
 from ferattn.bench.plan import Request
 from ferattn.errors import InvalidInput, InvalidOption
+from ferattn.processors import processor_name
 
 __all__ = ["SCHEMA", "environment", "new_record", "read_record", "resume", "schema"]
 
@@ -131,18 +132,8 @@ def _device(device: torch.device) -> dict[str, Any]:
             "capability": f"{properties.major}.{properties.minor}",
         }
     if device.type == "cpu":
-        return {"type": "cpu", "name": _processor(), "threads": torch.get_num_threads()}
-    return {"type": device.type, "name": _processor()}
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
+        return {"type": "cpu", "name": processor_name(), "threads": torch.get_num_threads()}
+    return {"type": device.type, "name": processor_name()}
 
 
 def _version(package: str) -> str | None:

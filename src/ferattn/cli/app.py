@@ -5,6 +5,7 @@ Command modules import heavy libraries inside their functions, so that ``ferattn
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import typer
@@ -31,15 +32,24 @@ __all__ = ["app", "main"]
 
 
 class _FriendlyGroup(TyperGroup):
-    """A group in which a mistake of the user's ends in one line on stderr and exit code 2."""
+    """A group in which a mistake of the user's ends in one line on stderr and exit code 2; a warning is a line."""
 
     def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except FerattnError as error:
-            message = Text("error: ", "bold red") + Text(str(error))
-            Console(stderr=True, highlight=False, soft_wrap=True).print(message)
-            raise typer.Exit(2) from error
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            try:
+                return super().invoke(ctx)
+            except FerattnError as error:
+                _say("error: ", "bold red", str(error))
+                raise typer.Exit(2) from error
+
+
+def _say(kind: str, style: str, message: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(kind, style) + Text(message))
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    _say("warning: ", "bold yellow", str(message))
 
 
 app = typer.Typer(

@@ -1,8 +1,9 @@
 """Training by recipe on Lightning, evaluation with intervals; takes modules and datasets, never names of models."""
 
 from ferattn.training.evaluation import evaluate, fit_temperature
-from ferattn.training.fitting import PRECISIONS, Machine, fit
+from ferattn.training.fitting import fit
 from ferattn.training.folder import RunFolder
+from ferattn.training.machine import PRECISIONS, Machine
 from ferattn.training.module import FaceClassifier, FaceData
 from ferattn.training.parts import Parts, make_parts, store
 from ferattn.training.predictions import Predictions, pool, predict

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from ferattn.errors import Diverged, InvalidInput, InvalidOption, MissingDepende
 from ferattn.training.callbacks import AtomicCheckpoints, Checkpoints, History, MovingAverage, Plateau
 from ferattn.training.evaluation import evaluate, fit_temperature
 from ferattn.training.folder import RunFolder
+from ferattn.training.machine import PRECISIONS, Machine, warn_of_slow_precision
 from ferattn.training.memory import keep_freed_memory
 from ferattn.training.module import FaceClassifier, FaceData, inverse_frequency
 from ferattn.training.parts import Parts, picture_size
@@ -39,52 +40,7 @@ from ferattn.training.predictions import Predictions, predict
 from ferattn.training.recipe import Recipe
 from ferattn.training.teaching import Teachers
 
-__all__ = ["PRECISIONS", "Machine", "fit"]
-
-PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-"""Our names for Lightning's."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """Where and how a run is carried out.
-
-    Attributes:
-        accelerator: ``"auto"``, ``"cpu"`` or ``"gpu"``.
-        devices: Processes on each machine.
-        num_nodes: Machines.
-        precision: An entry of ``PRECISIONS``, for training and for the validation that chooses the epoch. The figures
-            at the end are those of the weights that are kept, in fp32, as ``ferattn evaluate`` finds them.
-        compile: Whether to compile the model, likewise.
-        channels_last: Whether to keep images and weights in the channels-last memory format, likewise.
-        workers: Processes that load images; 0 for images in memory.
-        deterministic: Whether to insist on operations that repeat bit by bit. If not, and on a GPU, matrix products
-            in fp32 may use TF32, and cuDNN tries its algorithms out and takes the fastest. On a GPU set
-            ``CUBLAS_WORKSPACE_CONFIG=:4096:8`` before the process multiplies its first matrices, or cuBLAS refuses.
-        checkpoint_epochs: Epochs between the checkpoints from which a run is resumed.
-        progress: Whether to show a progress bar.
-        tensorboard: Whether to write logs for TensorBoard.
-    """
-
-    accelerator: str = "auto"
-    devices: int = 1
-    num_nodes: int = 1
-    precision: str = "fp32"
-    compile: bool = False
-    channels_last: bool = False
-    workers: int = 0
-    deterministic: bool = False
-    checkpoint_epochs: int = 1
-    progress: bool = False
-    tensorboard: bool = False
-
-    def __post_init__(self) -> None:
-        choose(PRECISIONS, self.precision, "precision")
-        choose(dict.fromkeys(("auto", "cpu", "gpu")), self.accelerator, "accelerator")
-        least = {"devices": 1, "num_nodes": 1, "workers": 0, "checkpoint_epochs": 1}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise InvalidOption(f"{name}={getattr(self, name)!r}: at least {low}.")
+__all__ = ["fit"]
 
 
 def fit(
@@ -149,6 +105,7 @@ def fit(
                 folder.begin(config)
             if folder.finished:
                 return folder
+            warn_of_slow_precision(machine, trainer.strategy.root_device.type)
             if trainer.strategy.root_device.type == "cpu":
                 stack.enter_context(keep_freed_memory())
             if not _stopped_early(folder, recipe):

@@ -17,6 +17,7 @@ from ferattn.data import AUGMENTATIONS, ZCA, BatchTransform, Standardize
 from ferattn.data.contrast import mostly
 from ferattn.errors import InvalidInput, InvalidOption, WeightsMismatch
 from ferattn.files import write_atomically
+from ferattn.processors import processor_name
 from ferattn.training.predictions import Predictions
 from ferattn.training.recipe import Recipe
 
@@ -250,6 +251,6 @@ def _versions() -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = None
-    versions["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
+    versions["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else processor_name()
     versions["threads"] = torch.get_num_threads()
     return versions
