@@ -16,12 +16,10 @@ from ferattn.backbones import has_norm, is_timm_backbone
 from ferattn.errors import InvalidOption, UnknownChoice, WeightsMismatch
 from ferattn.placements import Placement
 from ferattn.shipped import describe
-from ferattn.spec import ModelSpec, first_class_names
+from ferattn.spec import PLAIN_PREFIX, ModelSpec, first_class_names
 from ferattn.weights import UNREADABLE, told
 
 __all__ = ["create_model", "list_models", "register"]
-
-_PLAIN_PREFIX = "ferattn_"
 
 
 def create_model(
@@ -87,7 +85,7 @@ def create_model(
         if tag:
             raise InvalidOption(f"the weights' tag is given twice: in the name {name!r} and as {pretrained!r}.")
         tag = pretrained
-    known = register(architecture.removeprefix(_PLAIN_PREFIX) if isinstance(architecture, str) else architecture)
+    known = register(architecture.removeprefix(PLAIN_PREFIX) if isinstance(architecture, str) else architecture)
     checkpoint = timm_options.pop("checkpoint_path", None)
     if timm_options.get("norm_layer") is nn.BatchNorm2d and not has_norm(ModelSpec.parse(architecture).backbone):
         timm_options["norm_layer"] = "batchnorm2d"  # which timm can write to a model's config
@@ -150,7 +148,7 @@ def register(name: str) -> str:
     """
     spec = ModelSpec.parse(name)
     plain = spec.attention is None and spec.activation is None and is_timm_backbone(spec.backbone)
-    known = f"{_PLAIN_PREFIX}{spec}" if plain else str(spec)
+    known = f"{PLAIN_PREFIX}{spec}" if plain else str(spec)
     if known not in entrypoints.__all__:
 
         def entrypoint(pretrained: bool = False, **options: Any) -> nn.Module:

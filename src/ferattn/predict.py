@@ -39,7 +39,7 @@ from ferattn.faces.pictures import Channels, Picture
 from ferattn.factory import create_model
 from ferattn.shipped import read_config, read_folder, shipped_names
 from ferattn.smoothing import Smoother
-from ferattn.spec import ModelSpec
+from ferattn.spec import ModelSpec, architecture_name
 
 __all__ = [
     "EmotionRecognizer",
@@ -132,7 +132,7 @@ def open_pretrained(name: str) -> Pretrained:
     """
     kind, _, path = name.partition(":")
     local = kind == "local-dir"
-    if not local and str(ModelSpec.parse(name.partition(".")[0].removeprefix("ferattn_"))) not in shipped_names():
+    if not local and str(ModelSpec.parse(architecture_name(name))) not in shipped_names():
         raise InvalidOption(
             f"{name}: no weights that classify emotions come with it. Options: {', '.join(shipped_names())}, or "
             "local-dir:FOLDER with what `ferattn ship` wrote."

@@ -10,7 +10,10 @@ from ferattn.attention import ATTENTION
 from ferattn.backbones import BACKBONES, is_timm_backbone, timm_backbones
 from ferattn.errors import UnknownChoice, choose, closest
 
-__all__ = ["ModelSpec", "first_class_names"]
+__all__ = ["PLAIN_PREFIX", "ModelSpec", "architecture_name", "first_class_names"]
+
+PLAIN_PREFIX = "ferattn_"
+"""Before a plain backbone's name where timm has a model of that name itself."""
 
 _LISTED_ACTIVATIONS = ("relu", "elu", "selu")
 
@@ -68,6 +71,15 @@ class ModelSpec:
 
     def __str__(self) -> str:
         return "_".join(part for part in (self.backbone, self.attention, self.activation) if part)
+
+
+def architecture_name(name: str) -> str:
+    """A model's name without the weights' tag and without ``PLAIN_PREFIX``; whether it exists is not asked.
+
+    >>> architecture_name("cnn_se.fer2013"), architecture_name("ferattn_vgg16")
+    ('cnn_se', 'vgg16')
+    """
+    return name.partition(".")[0].removeprefix(PLAIN_PREFIX)
 
 
 def first_class_names() -> list[str]:

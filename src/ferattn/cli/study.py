@@ -305,6 +305,7 @@ def _require_same_grid(run: RunFolder, plan: Grid, cell: Cell, seed: int) -> Non
     from ferattn.cli.workers import job_of
     from ferattn.errors import InvalidOption
     from ferattn.shipped import describe
+    from ferattn.spec import architecture_name
     from ferattn.training.folder import differences, with_defaults
     from ferattn.training.lineage import began_with
 
@@ -322,7 +323,7 @@ def _require_same_grid(run: RunFolder, plan: Grid, cell: Cell, seed: int) -> Non
     now |= {"teachers": [teacher_origin(word)["sha256"] for word in job.teachers or ()]}
     was |= {"teachers": [origin["sha256"] for origin in config.get("teachers", ())]}
     began = sorted(str(link["sha256"]) for link in began_with(config))
-    shipped = describe(job.model.partition(".")[0].removeprefix("ferattn_")) if wanted["pretrained"] else None
+    shipped = describe(architecture_name(job.model)) if wanted["pretrained"] else None
     files = job.warm_start or ([] if shipped is None else [Path(shipped["file"])])
     was |= {"warm_start": began}
     now |= {"warm_start": sorted(_digests(files, began))}

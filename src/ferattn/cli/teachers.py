@@ -59,6 +59,7 @@ def teacher_origin(word: str) -> dict[str, Any]:
     from ferattn.errors import InvalidOption
     from ferattn.predict import open_pretrained, read_shipment
     from ferattn.shipped import describe
+    from ferattn.spec import architecture_name
     from ferattn.training import RunFolder
     from ferattn.training.warm_start import origin
 
@@ -74,7 +75,7 @@ def teacher_origin(word: str) -> dict[str, Any]:
         raise InvalidOption(
             f"--teacher {word}: the folder of a finished run, the name of a model, or local-dir:FOLDER."
         )
-    shipped = describe(word.partition(".")[0].removeprefix("ferattn_"))
+    shipped = describe(architecture_name(word))
     if shipped is None:
         open_pretrained(word)  # says what is wrong with the name, or that there are no such weights
         raise InvalidOption(f"--teacher {word}: its weights are not those that come with ferattn.")

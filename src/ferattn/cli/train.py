@@ -309,9 +309,9 @@ def build_model(name: str, recipe: Recipe, *, classes: int, pretrained: bool) ->
     """The model of a name, for a recipe's pictures and with what the recipe says of stems and norms."""
     from ferattn import ModelSpec, create_model
     from ferattn.backbones import has_norm, has_stem
+    from ferattn.spec import architecture_name
 
-    architecture = name.partition(".")[0].removeprefix("ferattn_")  # without the weights' tag
-    backbone = ModelSpec.parse(architecture).backbone
+    backbone = ModelSpec.parse(architecture_name(name)).backbone
     options: dict[str, Any] = {"drop_rate": recipe.drop_rate} if recipe.drop_rate else {}
     if has_stem(backbone):
         options["stem"] = recipe.stem
