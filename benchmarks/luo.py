@@ -1,8 +1,10 @@
-"""Luo's CNN with and without SE, from two finished runs: the record, the pictures and the section of docs/found.md.
+"""Luo's CNN with and without SE, from finished runs: the record, the pictures and the section of docs/found.md.
 
     python benchmarks/luo.py runs/cnn runs/cnn_se
 
-Runs of the recipe and runs of its variant as-published have a section each, and so have either with averaged weights.
+Runs of the recipe and runs of its variant as-published have a section each, and so have either with averaged weights,
+with flips and with another schedule. In place of a run its folder below ``benchmarks/results`` will do; with one run
+alone there is no comparison.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any
 from sections import write_section
 
 from ferattn import create_model
+from ferattn.data import AUGMENTATIONS
 from ferattn.statistics import mcnemar, paired_bootstrap
 from ferattn.training import RunFolder, load_recipe
 
@@ -25,11 +28,13 @@ PUBLISHED = {"cnn": 68.01, "cnn_se": 69.04}
 
 
 def record(run: RunFolder, records: Path, pictures: Path) -> dict[str, Any]:
-    """Copy what a reader may want to check into the repository, and return the results."""
+    """Copy what a reader may want to check or to compare with into the repository, and return the results."""
     name = run.config["model"]
+    if run.path.resolve() == (records / name).resolve():
+        return run.results
     (records / name).mkdir(parents=True, exist_ok=True)
     pictures.mkdir(parents=True, exist_ok=True)
-    for file in ("config.json", "versions.json", "metrics.csv", "results.json"):
+    for file in ("config.json", "versions.json", "metrics.csv", "results.json", "predictions-test.npz"):
         shutil.copyfile(run.path / file, records / name / file)
     shutil.copyfile(run.path / "curves.png", pictures / f"{name}-curves.png")
     shutil.copyfile(run.path / "confusion-test.png", pictures / f"{name}-confusion.png")
@@ -37,9 +42,12 @@ def record(run: RunFolder, records: Path, pictures: Path) -> dict[str, Any]:
 
 
 def protocol_of(run: RunFolder) -> str:
-    """The name of the section: the recipe, its variant, and whether weights were averaged."""
-    variant, averaged = run.config["variant"], run.config["recipe"]["ema_decay"] > 0
-    return "luo2023" + (f"-{variant}" if variant else "") + ("-averaged" if averaged else "")
+    """The name of the section: the recipe, its variant, and what it has that the paper does not name."""
+    recipe, words = run.config["recipe"], ["luo2023", run.config["variant"]]
+    words += ["averaged"] if recipe["ema_decay"] else []
+    words += ["flips"] if AUGMENTATIONS[recipe["augmentation"]].flip else []
+    words += [recipe["schedule"]] if recipe["schedule"] != "plateau" else []
+    return "-".join(filter(None, words))
 
 
 def command(run: RunFolder) -> str:
@@ -50,39 +58,56 @@ def command(run: RunFolder) -> str:
     words = [f"--variant {variant}"] if variant else []
     words += [f"--set {key}={value}" for key, value in config["recipe"].items() if value != usual[key]]
     machine, name = config["machine"], config["model"]
-    words += ["--model", name, "--data fer2013.zip", f"--out runs/{name}", f"--precision {machine['precision']}"]
+    words += ["--model", name, "--data fer2013.zip", f"--out runs/{name}"]
+    words += [f"--precision {machine['precision']}"] if machine["precision"] != "fp32" else []
     words += ["--channels-last"] if machine["channels_last"] else []
     return f"`ferattn train --recipe {config['recipe_name']} {' '.join(words)}`"
+
+
+def compare(runs: dict[str, RunFolder], path: Path) -> str:
+    """The run with SE beside the one without: a file, and what to say of it."""
+    first = runs["cnn"].predictions("test")
+    right = [first.correct, runs["cnn_se"].predictions("test").aligned(first).correct]
+    test, interval = mcnemar(*right), paired_bootstrap(*right)
+    comparison = {"difference": test.difference, "low": interval.low, "high": interval.high, "p_value": test.p_value,
+                  "only_a": test.only_a, "only_b": test.only_b, "images": len(right[0])}  # fmt: skip
+    path.write_text(json.dumps(comparison, indent=1) + "\n")
+    return (
+        f"SE over none: {100 * test.difference:+.2f} points, 95 % interval {100 * interval.low:+.2f} to "
+        f"{100 * interval.high:+.2f} over images; exact McNemar test, p = {test.p_value:.3f} "
+        f"({test.only_b} images that only `cnn_se` gets right, {test.only_a} that only `cnn` does). This compares "
+        "two trained networks. It says nothing yet about SE: another seed gives other networks."
+    )
 
 
 def main() -> None:
     """Write records, pictures and the section."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs=2, help="of cnn and of cnn_se")
+    parser.add_argument("runs", type=Path, nargs="+", help="of cnn and of cnn_se, or of one of them")
     runs = {run.config["model"]: run for run in map(RunFolder, parser.parse_args().runs)}
-    if set(runs) != set(PUBLISHED):
+    if not set(runs) <= set(PUBLISHED):
         parser.error(f"one run of each of {', '.join(PUBLISHED)}, please: these are of {', '.join(sorted(runs))}.")
+    names = [name for name in PUBLISHED if name in runs]
     protocols = {protocol_of(run) for run in runs.values()}
     if len(protocols) > 1:
         parser.error(f"runs of one protocol, please: these are of {', '.join(sorted(protocols))}.")
     protocol = protocols.pop()
     records, pictures = ROOT / "benchmarks" / "results" / protocol, ROOT / "docs" / "_static" / protocol
-    found = {name: record(runs[name], records, pictures) for name in PUBLISHED}
-    tests = {name: found[name]["test"] for name in PUBLISHED}
-    first = runs["cnn"].predictions("test")
-    right = [first.correct, runs["cnn_se"].predictions("test").aligned(first).correct]
-    test, interval = mcnemar(*right), paired_bootstrap(*right)
-    data = runs["cnn"].config["data"]
+    found = {name: record(runs[name], records, pictures) for name in names}
+    tests = {name: found[name]["test"] for name in names}
+    first, any_test = runs[names[0]], tests[names[0]]
+    data, cores = first.config["data"], first.versions["threads"]
     chooses = (
-        f"the {tests['cnn']['images']:,} that are tested on (public and private) choose the epoch too, as far as the "
+        f"the {any_test['images']:,} that are tested on (public and private) choose the epoch too, as far as the "
         "paper says: a figure to put beside the published one, and no honest one"
         if data["select_on"] == data["test_on"]
         else f"{data['images']['validation']:,} of the training set to choose the epoch on, "
-        f"{tests['cnn']['images']:,} to test on (public and private)"
+        f"{any_test['images']:,} to test on (public and private)"
     )
     lines = [
-        f"{' and '.join(command(runs[name]) for name in PUBLISHED)}, then `python benchmarks/luo.py runs/cnn "
-        f"runs/cnn_se`; torch {runs['cnn'].versions['torch']}, one CPU core for each. One seed.",
+        f"{' and '.join(command(runs[name]) for name in names)}, then `python benchmarks/luo.py "
+        f"{' '.join(f'runs/{name}' for name in names)}`; torch {first.versions['torch']}, "
+        f"{'one CPU core' if cores == 1 else f'{cores} CPU cores'} for each. One seed.",
         "",
         f"{data['images']['train']:,} images to learn from; {chooses}.",
         "",
@@ -99,28 +124,22 @@ def main() -> None:
             f"{100 * float(at_best['train_accuracy']):.2f} | {accuracy:.2f} ({100 * ends['low']:.2f} to "
             f"{100 * ends['high']:.2f}) | {PUBLISHED[name]:.2f} | {accuracy - PUBLISHED[name]:+.2f} |"
         )
+    if len(names) == len(PUBLISHED):
+        lines += ["", compare(runs, records / "comparison.json")]
     lines += [
         "",
-        f"SE over none: {100 * test.difference:+.2f} points, 95 % interval {100 * interval.low:+.2f} to "
-        f"{100 * interval.high:+.2f} over images; exact McNemar test, p = {test.p_value:.3f} "
-        f"({test.only_b} images that only `cnn_se` gets right, {test.only_a} that only `cnn` does). This compares "
-        "two trained networks. It says nothing yet about SE: another seed gives other networks.",
-        "",
-        "| recall, % | " + " | ".join(tests["cnn"]["classes"]) + " |",
-        "|---|" + "--:|" * len(tests["cnn"]["classes"]),
+        "| recall, % | " + " | ".join(any_test["classes"]) + " |",
+        "|---|" + "--:|" * len(any_test["classes"]),
     ]
-    for name in PUBLISHED:
+    for name in names:
         recall = tests[name]["recall"]
         lines.append(f"| `{name}` | " + " | ".join(f"{100 * recall[c]['value']:.1f}" for c in recall) + " |")
     lines += [
         "",
-        f"![Loss, accuracy and learning rate by epoch](_static/{protocol}/cnn_se-curves.png)",
+        f"![Loss, accuracy and learning rate by epoch](_static/{protocol}/{names[-1]}-curves.png)",
         "",
-        f"![Confusion matrix](_static/{protocol}/cnn_se-confusion.png)",
+        f"![Confusion matrix](_static/{protocol}/{names[-1]}-confusion.png)",
     ]
-    comparison = {"difference": test.difference, "low": interval.low, "high": interval.high, "p_value": test.p_value,
-                  "only_a": test.only_a, "only_b": test.only_b, "images": len(right[0])}  # fmt: skip
-    (records / "comparison.json").write_text(json.dumps(comparison, indent=1) + "\n")
     try:
         write_section("found.md", protocol, "\n".join(lines))
     except ValueError as error:
