@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from torch import nn
 
 from ferattn import create_model
 from ferattn.data import open_dataset
+from ferattn.processors import processor_name
 from ferattn.training import Machine, Parts, Recipe, fit, load_recipe, make_parts
 from ferattn.training.memory import keep_freed_memory
 from ferattn.training.parts import first_images
@@ -94,9 +94,9 @@ def convolutions(name: str, repeats: int) -> float:
     return total
 
 
-def pipeline(name: str, parts: Parts, recipe: Recipe) -> float:
+def pipeline(name: str, parts: Parts, recipe: Recipe, precision: str) -> float:
     """Seconds a step of `ferattn train`: its epochs after the first, from their first batch to their last metric."""
-    machine = Machine(accelerator="cpu", precision="bf16", channels_last=True)
+    machine = Machine(accelerator="cpu", precision=precision, channels_last=True)
     with tempfile.TemporaryDirectory() as folder:
         run = fit(build(name, True), parts, recipe, Path(folder) / "run", machine=machine)
         rows = (run.path / "metrics.csv").read_text(encoding="utf-8").splitlines()
@@ -126,7 +126,12 @@ def main() -> None:
                 "plain loop, fp32": partial(plain_loop, name, asked.steps, norm=False, fast=False),
                 "plain loop, bf16, channels last": partial(plain_loop, name, asked.steps, norm=False, fast=True),
                 "the same with batch norm": partial(plain_loop, name, asked.steps, norm=True, fast=True),
-                "ferattn train, bf16, channels last, batch norm": partial(pipeline, name, parts, recipe),
+                **{
+                    f"ferattn train, {precision}, channels last, batch norm": partial(
+                        pipeline, name, parts, recipe, precision
+                    )
+                    for precision in ("fp32", "bf16")
+                },
             }
             for way, measure in ways.items():
                 found.setdefault(f"{name}: {way}", []).append(measure() * IMAGES / BATCH)
@@ -135,7 +140,8 @@ def main() -> None:
     if asked.json:
         about = {
             "torch": torch.__version__,
-            "machine": platform.machine(),
+            "processor": processor_name(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
             "batch": BATCH,
             "steps": asked.steps,

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from ferattn import create_model
+from ferattn.processors import processor_name
 from ferattn.training.memory import keep_freed_memory
 
 _FER2013_TRAINING_IMAGES = 28_709
@@ -99,6 +100,7 @@ def main() -> None:
     if asked.json:
         about = {
             "torch": torch.__version__,
+            "processor": processor_name(),
             "libc": " ".join(platform.libc_ver()),
             "threads": torch.get_num_threads(),
         }

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from ferattn.data import AUGMENTATIONS, FER2013, BatchTransform, CachedDataset, cache, make_loader
+from ferattn.processors import processor_name
 
 BATCH = 256
 USAGE = {"train": "Training", "public": "PublicTest", "private": "PrivateTest"}
@@ -144,7 +144,7 @@ def main() -> None:
     result = {
         "suite": "input_pipeline",
         "unit": "images_per_s",
-        "device": f"{os.cpu_count()} x {platform.processor() or platform.machine()}",
+        "device": f"{os.cpu_count()} x {processor_name()}",
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "threads": torch.get_num_threads(),

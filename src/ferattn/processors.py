@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["emulates_bfloat16", "processor_name"]
+__all__ = ["is_slow_in_bfloat16", "processor_name"]
 
 
 def processor_name() -> str:
@@ -21,10 +21,10 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def emulates_bfloat16() -> bool:
-    """Whether PyTorch's convolutions in bfloat16 run on this CPU without vector instructions that could carry them.
+def is_slow_in_bfloat16() -> bool:
+    """Whether PyTorch has only a slow way to convolve in bfloat16 on this CPU: so it is on x86 without AVX-512.
 
-    That is so on x86 below AVX-512: they go one number at a time then, many times slower than in float32.
+    oneDNN's kernels need AVX-512 there, and the convolutions in their place take many times as long as in float32.
     """
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     return x86 and not torch.backends.cpu.get_cpu_capability().startswith("AVX512")

@@ -172,7 +172,7 @@ def test_checkpoints_can_be_left_out(images: Path, tmp_path: Path) -> None:
 
 
 def test_a_warning_is_a_line(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ferattn.training.machine.emulates_bfloat16", lambda: True)
+    monkeypatch.setattr("ferattn.training.machine.is_slow_in_bfloat16", lambda: True)
     monkeypatch.setitem(PRECISIONS, "bf16", PRECISIONS["fp32"])  # nobody waits for it
     options = ("--recipe", "luo2023", "--model", "cnn", "--data", images, "--out", tmp_path / "run")
     with warnings.catch_warnings():

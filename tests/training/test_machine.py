@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ferattn.processors import emulates_bfloat16, processor_name
+from ferattn.processors import is_slow_in_bfloat16, processor_name
 from ferattn.training import Machine, fit
 from training import faces
 
 
 @pytest.mark.parametrize(
-    ("machine", "capability", "emulated"),
+    ("machine", "capability", "slow"),
     [
         ("x86_64", "AVX2", True),
         ("AMD64", "AVX2", True),  # Windows
@@ -27,12 +27,12 @@ from training import faces
         ("arm64", "DEFAULT", False),
     ],
 )
-def test_bfloat16_is_emulated_on_x86_without_avx512(
-    monkeypatch: pytest.MonkeyPatch, machine: str, capability: str, emulated: bool
+def test_bfloat16_is_slow_on_x86_without_avx512(
+    monkeypatch: pytest.MonkeyPatch, machine: str, capability: str, slow: bool
 ) -> None:
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert emulates_bfloat16() is emulated
+    assert is_slow_in_bfloat16() is slow
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="reads /proc/cpuinfo")

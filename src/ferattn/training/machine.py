@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass
 
 from ferattn.errors import InvalidOption, choose
-from ferattn.processors import emulates_bfloat16, processor_name
+from ferattn.processors import is_slow_in_bfloat16, processor_name
 
 __all__ = ["PRECISIONS", "Machine", "warn_of_slow_precision"]
 
@@ -58,7 +58,7 @@ class Machine:
 
 def warn_of_slow_precision(machine: Machine, device: str) -> None:
     """Say so if fp32 would be many times as fast on the device: ``"cpu"`` or another type of ``torch.device``."""
-    if device == "cpu" and machine.precision == "bf16" and emulates_bfloat16():
+    if device == "cpu" and machine.precision == "bf16" and is_slow_in_bfloat16():
         warnings.warn(
             f"precision='bf16' on this processor ({processor_name()}), which has no AVX-512: a step takes many times "
             "as long as with precision='fp32'.",
