@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ferattn.errors import InvalidOption
 
-__all__ = ["TEMPORARY", "lock_file", "write_atomically"]
+__all__ = ["TEMPORARY", "alone", "lock_file", "write_atomically"]
 
 TEMPORARY = ".part"
 """How the name of an unfinished file ends; one that is left belongs to a process that was killed."""
@@ -62,3 +65,45 @@ def lock_file(handle: int) -> None:
         import fcntl
 
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextmanager
+def alone(folder: Path, lock: str) -> Iterator[None]:
+    """Be the only process that writes to a folder; what a killed one left unfinished is cleared away.
+
+    The lock is the operating system's and goes with the process that holds it, however that ends. On a file system
+    that has no locks there is none.
+
+    Args:
+        folder: It exists.
+        lock: Name of a file in it, which is there while the folder is locked.
+
+    Raises:
+        InvalidOption: If another process has it, or the file cannot be made.
+    """
+    path = folder / lock
+    while True:
+        try:
+            file = path.open("a")
+        except OSError as error:
+            raise InvalidOption(f"{path}: cannot be written ({error.strerror or error}).") from error
+        try:
+            lock_file(file.fileno())
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+                file.close()
+                raise InvalidOption(f"{folder}: another process is writing there; wait for its end.") from error
+        try:
+            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+                break
+        except FileNotFoundError:
+            pass
+        file.close()  # the file was deleted by a process that ended just now: it locks nothing any more
+    try:
+        for left in folder.rglob(f".*{TEMPORARY}"):
+            left.unlink(missing_ok=True)
+        yield
+    finally:
+        with suppress(OSError):  # Windows deletes no open file
+            path.unlink()
+        file.close()

@@ -321,7 +321,7 @@ def test_two_runs_do_not_mix(pictures, tmp_path):
         return middle(image)
 
     assert crop_folder(pictures, out, detector=greedy, workers=1).kept == 4
-    assert "another run is writing to the output" in refused[0]
+    assert "another process is writing there" in refused[0]
     assert crop_folder(pictures, out, detector=greedy).resumed == 4
 
 

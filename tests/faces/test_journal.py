@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ferattn.errors import InvalidOption
-from ferattn.faces.journal import REPORT, SETTINGS, Journal, Row, alone, claim
+from ferattn.faces.journal import LOCK, REPORT, SETTINGS, Journal, Row, claim
+from ferattn.files import alone
 
 ROWS = [
     Row('b, "quoted"\nname.png', "b.png", "kept", stamp="2-2"),
@@ -70,11 +71,11 @@ def test_a_folder_is_claimed_once(tmp_path):
     left.write_bytes(b"of a killed run")
     claim(out, {"size": 80})
     assert left.exists()  # perhaps of a run that goes on
-    with alone(out), pytest.raises(InvalidOption, match="another run is writing"), alone(out):
+    with alone(out, LOCK), pytest.raises(InvalidOption, match="another process is writing"), alone(out, LOCK):
         pass
     assert not left.exists()
     assert sorted(os.listdir(out)) == [SETTINGS]
-    with alone(out):  # free again
+    with alone(out, LOCK):  # free again
         claim(out, {"size": 80})
     with pytest.raises(InvalidOption, match="size: 80, now 64"):
         claim(out, {"size": 64})

@@ -467,6 +467,47 @@ def test_another_config_is_refused_with_the_difference(tmp_path: Path) -> None:
         run(tmp_path / "full")
 
 
+def test_one_process_at_a_time_trains_into_a_folder(tmp_path: Path) -> None:
+    """Until the first checkpoint is there nothing else would tell another run."""
+    said = []
+
+    class Intruder(nn.Sequential):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if not said:
+                with pytest.raises(InvalidOption, match="another process is writing there") as caught:
+                    run(tmp_path / "run", seed=1, lr=0.5)
+                said.append(str(caught.value))
+            return super().forward(images)
+
+    folder = run(tmp_path / "run", model=Intruder(*faces.network()))
+    assert str(folder.path) in said[0]
+    assert (folder.config["seed"], folder.config["recipe"]["lr"]) == (0, 0.01)
+    assert not list(folder.path.glob(".*"))
+
+
+def test_what_a_kill_leaves_behind_is_no_other_thing(tmp_path: Path, plain_run: RunFolder) -> None:
+    """At the very first file, and at a checkpoint; in a folder that is no run nothing is touched."""
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / ".abc.part").write_text("half")
+    assert same(run(tmp_path / "first"), plain_run)
+    assert not list((tmp_path / "first").rglob("*.part"))
+    (tmp_path / "mine").mkdir()
+    for name in (".abc.part", "config.json", "thesis.tex"):
+        (tmp_path / "mine" / name).write_text("{}")
+    with pytest.raises(InvalidOption, match="another config"):
+        run(tmp_path / "mine")
+    assert sorted(file.name for file in (tmp_path / "mine").iterdir()) == [".abc.part", "config.json", "thesis.tex"]
+
+
+def test_a_finished_run_gives_its_weights_to_the_model(tmp_path: Path) -> None:
+    first, again = faces.network(), faces.network(seed=9)
+    run(tmp_path / "run", model=first)
+    run(tmp_path / "run", model=again)
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True)
+    )
+
+
 class _Poisoned(nn.Module):
     """A network whose output is no number from the given batch on."""
 

@@ -29,10 +29,10 @@ from ferattn.faces.crops import Color, Padding, check_crop_options, crop
 from ferattn.faces.detectors import SEVERAL, Several, best_available, make_detector, pick
 from ferattn.faces.face import Detector, Face
 from ferattn.faces.illumination import GRAY_ONLY, ILLUMINATION, illuminate
-from ferattn.faces.journal import Journal, Row, alone, claim
+from ferattn.faces.journal import LOCK, Journal, Row, claim
 from ferattn.faces.pictures import png_bytes, read_picture
 from ferattn.faces.sources import FolderSource, Item, Source, keep_apart, open_source
-from ferattn.files import write_atomically
+from ferattn.files import alone, write_atomically
 
 __all__ = ["CropSummary", "NoFace", "crop_folder"]
 
@@ -220,7 +220,7 @@ def crop_folder(
             "several": several,
         }
         claim(folder, settings)
-        with alone(folder):
+        with alone(folder, LOCK):
             claim(folder, settings)  # again: another run may have been quicker
             journal = Journal(folder)
             outputs = _outputs(items)

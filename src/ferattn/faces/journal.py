@@ -9,22 +9,20 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import TextIO
 
 from ferattn.errors import InvalidOption
-from ferattn.files import TEMPORARY, lock_file, write_atomically
+from ferattn.files import write_atomically
 
-__all__ = ["REPORT", "SETTINGS", "Journal", "Row", "alone", "claim"]
+__all__ = ["LOCK", "REPORT", "SETTINGS", "Journal", "Row", "claim"]
 
 REPORT = "crop_report.csv"
 SETTINGS = "crop_settings.json"
 _PARTIAL = "crop_report.partial.csv"
-_LOCK = ".crop.lock"
+LOCK = ".crop.lock"
 
 
 @dataclass(frozen=True)
@@ -148,7 +146,7 @@ def claim(folder: Path, settings: Mapping[str, object]) -> None:
                 "Give another output folder, or the same settings to go on"
             )
         return
-    if folder.exists() and any(entry.name != _LOCK for entry in folder.iterdir()):
+    if folder.exists() and any(entry.name != LOCK for entry in folder.iterdir()):
         raise InvalidOption(
             f"the output {str(folder)!r} holds files that no crop run made; give an empty or a new folder"
         )
@@ -157,39 +155,6 @@ def claim(folder: Path, settings: Mapping[str, object]) -> None:
         write_atomically(path, wanted.encode())
     except OSError as error:
         raise InvalidOption(f"cannot write to the output {str(folder)!r}: {error.strerror}") from error
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Be the only run that writes to ``folder``; what a killed run left unfinished is cleared away.
-
-    The lock is the operating system's and goes with the process that holds it, however that ends.
-
-    Raises:
-        InvalidOption: If another run has it.
-    """
-    path = folder / _LOCK
-    while True:
-        file = path.open("a")
-        try:
-            lock_file(file.fileno())
-        except OSError as error:
-            file.close()
-            raise InvalidOption(f"another run is writing to the output {str(folder)!r}; wait for its end") from error
-        try:
-            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
-                break
-        except FileNotFoundError:
-            pass
-        file.close()  # the file was deleted by a run that ended just now: it locks nothing any more
-    try:
-        for left in folder.rglob(f".*{TEMPORARY}"):
-            left.unlink(missing_ok=True)
-        yield
-    finally:
-        with suppress(OSError):  # Windows deletes no open file
-            path.unlink()
-        file.close()
 
 
 def _line(values: Iterable[str]) -> str:

@@ -60,7 +60,7 @@ def fit(
     same weights as if it had not been; one that has finished is left as it is.
 
     Args:
-        model: From images to logits, its weights as training should start.
+        model: From images to logits, its weights as training should start; it ends with those of the best epoch.
         parts: Training, selection and test images.
         recipe: What to do.
         out: The folder of the run.
@@ -102,8 +102,9 @@ def fit(
         with _fast_arithmetic(machine):
             trainer = _trainer(folder, recipe, machine, history)
             if trainer.is_global_zero:
-                folder.begin(config)
+                stack.enter_context(folder.claim(config))
             if folder.finished:
+                folder.load_weights(model)
                 return folder
             warn_of_slow_precision(machine, trainer.strategy.root_device.type)
             if trainer.strategy.root_device.type == "cpu":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
@@ -16,14 +17,16 @@ from torch import nn
 from ferattn.data import AUGMENTATIONS, ZCA, BatchTransform, Standardize
 from ferattn.data.contrast import mostly
 from ferattn.errors import InvalidInput, InvalidOption, WeightsMismatch
-from ferattn.files import write_atomically
+from ferattn.files import TEMPORARY, alone, write_atomically
 from ferattn.processors import processor_name
 from ferattn.training.predictions import Predictions
 from ferattn.training.recipe import Recipe
 
 __all__ = ["RunFolder", "differences", "with_defaults"]
 
-_AT_FIRST = ("config.json", "versions.json", "tensorboard")
+_LOCK = ".training.lock"
+
+_AT_FIRST = ("config.json", "versions.json", "tensorboard", _LOCK)
 """What is there before the first step."""
 
 _LONGEST = 90  # letters of a value in a message
@@ -98,6 +101,26 @@ class RunFolder:
         """What the model of the best epoch said about a part."""
         return Predictions.load(self.path / f"predictions-{part}.npz")
 
+    @contextmanager
+    def claim(self, config: Mapping[str, Any]) -> Iterator[None]:
+        """Have the folder for one process that trains: the config is written, or checked as :meth:`begin` does.
+
+        A run that has finished is only checked. What a killed process left unfinished is cleared away.
+
+        Raises:
+            InvalidOption: If another process trains there, the run began with another config, or the folder holds
+                something else.
+        """
+        if (self.path / "config.json").exists() and self._has_begun():
+            self.begin(config)  # before anything is touched
+        if self.finished:
+            yield
+            return
+        self._make()
+        with alone(self.path, _LOCK):
+            self.begin(config)
+            yield
+
     def begin(self, config: Mapping[str, Any]) -> None:
         """Write the config, or check that it is the one that the run began with.
 
@@ -114,18 +137,22 @@ class RunFolder:
                     "the same options to go on."
                 )
             return
+        self._make()
+        self.write_json("versions.json", _versions())
+        self.write_json("config.json", wanted)
+
+    def _make(self) -> None:
+        """Make the folder, unless it holds something else."""
         try:
-            if self.path.exists() and any(file.name not in _AT_FIRST for file in self.path.iterdir()):
+            if self.path.exists() and self._has_begun() and not (self.path / "config.json").exists():
                 raise InvalidOption(f"{self.path}: not empty and not a run; give another --out.")
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InvalidOption(f"{self.path}: no folder can be made there ({error.strerror or error}).") from error
-        self.write_json("versions.json", _versions())
-        self.write_json("config.json", wanted)
 
     def _has_begun(self) -> bool:
-        """Whether there is more than what a mistake before the first step leaves."""
-        return any(file.name not in _AT_FIRST for file in self.path.iterdir())
+        """Whether there is more than what a mistake before the first step, or a kill there, leaves."""
+        return any(file.name not in _AT_FIRST and file.suffix != TEMPORARY for file in self.path.iterdir())
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file, completely or not at all."""
