@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ferattn.errors import InvalidInput, InvalidOption, UnknownChoice
 from ferattn.faces import Face, crop, histogram_equalise
 from ferattn.predict import EmotionRecognizer, equalise_once, open_pretrained
 from ferattn.shipped import SHIPPED
+from ferattn.smoothing import Smoother
 
 CLASSES = ("dark", "bright")
 PICTURE = np.zeros((40, 60, 3), np.uint8)
@@ -120,11 +122,24 @@ def test_a_stream_keeps_the_order_and_never_more_than_a_batch(batch_size: int) -
 @pytest.mark.parametrize("broken", ["picture", "channels", "detector"])
 def test_a_stream_hands_out_what_came_before_an_error(broken: str) -> None:
     second = {"picture": b"no picture", "channels": PICTURE, "detector": PICTURE[:30, :30, 0]}[broken]
-    found = recognizer(detector=lambda image: [(1, 1, 9, 9)] if len(image) > 30 else [(99, 99, 2, 2)])
+    found = recognizer(detector=lambda image: [(1, 1, 9, 9)] if len(image) > 30 else [(1, 1, -9, 9)])
     faces = found.stream([PICTURE[..., 0], second])
     assert len(next(faces)) == 1
-    with pytest.raises((InvalidInput, InvalidOption), match=r"cannot read|channels=|outside"):
+    with pytest.raises((InvalidInput, InvalidOption), match=r"cannot read|channels=|-9"):
         next(faces)
+
+
+def test_a_face_outside_the_picture_is_none() -> None:
+    boxes = [(60, 5, 5, 5), (5, 40, 5, 5), (-5, 5, 5, 5), (5, -5, 5, 5), (-2, -2, 5, 5), (58, 38, 5, 5)]
+    found = recognizer(detector=lambda image: boxes)(PICTURE, channels="rgb")
+    assert sorted(face.face.box for face in found) == boxes[4:]
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    found = recognizer(temperature=np.float32(2), size=np.int64(8))
+    assert json.dumps(found.temperature) == "2.0"
+    assert found(PICTURE, channels="rgb") == recognizer(temperature=2)(PICTURE, channels="rgb")
+    assert Smoother(np.float64(0.5)).half_life == 0.5
 
 
 def test_a_network_without_weights_of_its_own_will_do() -> None:
@@ -239,7 +254,10 @@ def test_bad_input(tmp_path: Path) -> None:
         ({"batch_size": 0}, InvalidOption, "batch_size"),
         ({"batch_size": 1.5}, InvalidOption, "batch_size"),
         ({"temperature": "1"}, InvalidOption, "temperature"),
+        ({"temperature": True}, InvalidOption, "temperature"),
         ({"size": 0}, InvalidOption, "size"),
+        ({"size": 48.5}, InvalidOption, "size"),
+        ({"size": (48, 48)}, InvalidOption, "size"),
         ({"margin": -1}, InvalidOption, "margin"),
         ({"temperature": float("inf")}, InvalidOption, "temperature"),
         ({"views": "five"}, UnknownChoice, "ten-crop"),

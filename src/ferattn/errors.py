@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import TypeVar
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "WeightsMismatch",
     "choose",
     "closest",
+    "is_number",
     "require_whole",
 ]
 
@@ -100,6 +101,15 @@ def choose(table: Mapping[str, T], name: str, what: str) -> T:
         match = closest(name, table) if isinstance(name, str) else None
         hint = f"; did you mean {match!r}?" if match else "."
         raise UnknownChoice(f"unknown {what} {name!r}{hint} Options: {', '.join(table)}.") from None
+
+
+def is_number(value: object) -> bool:
+    """Whether ``value`` is a real number; NumPy's are, True is not.
+
+    >>> is_number(0.5), is_number(True), is_number("1")
+    (True, False, False)
+    """
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def require_whole(value: object, what: str, *, least: int) -> int:

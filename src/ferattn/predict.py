@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ferattn.data import AUGMENTATIONS, VIEWS, BatchTransform, Standardize, is_equalised, views
 from ferattn.data.contrast import mostly
-from ferattn.errors import InvalidInput, InvalidOption, choose, require_whole
+from ferattn.errors import InvalidInput, InvalidOption, choose, is_number, require_whole
 from ferattn.faces import (
     Detector,
     Face,
@@ -34,7 +34,7 @@ from ferattn.faces import (
     read_picture,
     read_video,
 )
-from ferattn.faces.crops import Color, check_crop_options
+from ferattn.faces.crops import Color, check_crop_options, is_outside
 from ferattn.faces.pictures import Channels, Picture
 from ferattn.factory import create_model
 from ferattn.shipped import read_config, read_folder, shipped_names
@@ -240,7 +240,7 @@ class EmotionRecognizer:
     ) -> None:
         if channels not in (1, 3):
             raise InvalidOption(f"channels={channels!r}: 1 for gray or 3 for colour.")
-        if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+        if not is_number(temperature) or not 0 < temperature < math.inf:
             raise InvalidOption(f"temperature={temperature!r}: a positive number.")
         require_whole(batch_size, "batch_size", least=1)
         if len(set(classes)) != len(classes):
@@ -251,7 +251,7 @@ class EmotionRecognizer:
         self.detector = make_detector(detector)
         self.size, self.channels, self.margin = size, channels, margin
         self.align, self.equalise = align, equalise
-        self.temperature, self.views, self.batch_size = temperature, views, batch_size
+        self.temperature, self.views, self.batch_size = float(temperature), views, batch_size
 
     @classmethod
     def from_pretrained(cls, name: str = "cnn_se", **options: Any) -> EmotionRecognizer:
@@ -323,7 +323,7 @@ class EmotionRecognizer:
         yield from self._finish(waiting, crops)
 
     def crops(self, picture: Picture, *, channels: Channels | None = None) -> list[tuple[Face, NDArray[np.uint8]]]:
-        """The faces in a picture, the largest first, each as the network is given it.
+        """The faces in a picture or at its edge, the largest first, each as the network is given it.
 
         Args:
             picture: As when calling.
@@ -335,7 +335,8 @@ class EmotionRecognizer:
             InvalidInput: If the picture cannot be read.
         """
         image = read_picture(picture, channels=channels)
-        faces = sorted(self.detector(image), key=lambda face: face.area, reverse=True)
+        inside = (face for face in self.detector(image) if not is_outside(face, *image.shape[1::-1]))
+        faces = sorted(inside, key=lambda face: face.area, reverse=True)
         return [(face, self._crop(image, face)) for face in faces]
 
     def video(self, path: str | Path, *, every: float = 0.0, smooth: float = 0.0) -> Iterator[Frame]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from ferattn.errors import InvalidInput, InvalidOption
+from ferattn.errors import InvalidInput, InvalidOption, is_number
 
 __all__ = ["Smoother"]
 
@@ -30,7 +30,7 @@ class Smoother:
     """
 
     def __init__(self, half_life: float) -> None:
-        if not isinstance(half_life, int | float) or not 0 <= half_life < math.inf:
+        if not is_number(half_life) or not 0 <= half_life < math.inf:
             raise InvalidOption(f"a half-life of {half_life!r}: seconds, 0 or more.")
         self.half_life = half_life
         # By track: when it was last, the sum of the weights, the weighted sums.

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -139,6 +143,24 @@ def test_many_pictures_and_odd_names(tmp_path: Path) -> None:
     found = rows(tmp_path / "x.csv")
     assert [Path(line["picture"]).name for line in found[:70]] == names
     assert [Path(line["picture"]).name for line in found if line["problem"]] == ["030.png", "031.png"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' names are Unicode")
+def test_names_in_other_encodings(tmp_path: Path) -> None:
+    """Where the terminal is strict about UTF-8, too."""
+    Image.fromarray(np.full((20, 20), 99, np.uint8)).save(tmp_path / "a.png")
+    name = os.fsdecode(b"caf\xe9.png")
+    shutil.copyfile(tmp_path / "a.png", tmp_path / name)
+    words = ["predict", tmp_path, "--detector", "none", "--csv", tmp_path / "x.csv", "--json", tmp_path / "x.json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ferattn", *map(str, words)],
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert r"caf\udce9.png  20x20" in done.stdout
+    with (tmp_path / "x.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+        assert [Path(line["picture"]).name for line in csv.DictReader(stream)] == ["a.png", name]
+    assert len(json.loads((tmp_path / "x.json").read_text())["pictures"]) == 2
 
 
 def test_a_bad_source_costs_itself_alone(smile: Path, tmp_path: Path) -> None:

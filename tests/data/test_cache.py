@@ -1,3 +1,7 @@
+import hashlib
+import os
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -115,3 +119,16 @@ def test_records_that_do_not_fit_are_refused():
         Records(("a", "b"), np.array([0, 5]), ("x",))
     with pytest.raises(InvalidInput, match="uint8"):
         CachedDataset("x", Records(("a",), np.zeros(1, np.int64), ("x",)), torch.zeros(1, 1, 4, 4))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' names are Unicode")
+def test_names_in_other_encodings_have_a_checksum_too(tmp_path):
+    for name in (b"happy/caf\xe9.png", b"sad/a.png"):
+        path = tmp_path / os.fsdecode(name)
+        path.parent.mkdir()
+        path.write_bytes(png(noise(0, 4, 4)))
+    dataset = ImageFolder(tmp_path)
+    total = hashlib.sha256()
+    for row, name in enumerate((b"happy/caf\xe9.png\0happy\0", b"sad/a.png\0sad\0")):
+        total.update(name + dataset.digests()[row].tobytes())
+    assert dataset.checksum() == total.hexdigest()

@@ -57,6 +57,8 @@ def test_animations_floats_and_wide_integers_are_refused_by_name():
     animated = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     with pytest.raises(InvalidInput, match=r"moving\.gif: holds 3 frames"):
         decode(animated, "moving.gif")
+    phone = encoded(Image.fromarray(noise(0, 4, 4)), "MPO", save_all=True, append_images=frames[1:2])
+    assert decode(phone, "phone.jpg").shape[:2] == (4, 4)  # its second picture is no other frame
     with pytest.raises(InvalidInput, match=r"f\.tiff: floating-point"):
         decode(encoded(Image.fromarray(np.ones((3, 3), np.float32)), "TIFF"), "f.tiff")
     with pytest.raises(InvalidInput, match=r"i\.tiff: pixels from -5"):

@@ -10,8 +10,8 @@ from PIL import Image
 from skimage.data import astronaut
 
 from ferattn.errors import InvalidInput, InvalidOption, UnknownChoice
-from ferattn.faces import Face, crop
-from ferattn.faces.pictures import to_gray
+from ferattn.faces import Face, crop, crops
+from ferattn.faces.pictures import read_picture, to_gray
 
 RNG = np.random.default_rng(0)
 GRAY = to_gray(astronaut())
@@ -157,6 +157,18 @@ def test_mirroring_the_picture_mirrors_the_crop(box, angle, size):
     assert np.abs(other[:, ::-1].astype(int) - ours).max() <= 1
 
 
+def test_a_face_costs_its_own_pixels_and_not_the_pictures(monkeypatch):
+    seen = []
+    monkeypatch.setitem(crops.COLORS, "gray", lambda part: seen.append(part.shape) or to_gray(part))
+    whole = RNG.integers(0, 256, (900, 1200, 3), dtype=np.uint8)
+    face = Face((500, 300, 60, 80))
+    for picture, order in ((whole, "rgb"), (np.ascontiguousarray(whole[..., ::-1]), "bgr")):
+        found = crop(picture, face, 48, channels=order)
+        assert np.array_equal(found, crop(Image.fromarray(to_gray(whole)), face, 48))
+    assert max(max(shape[:2]) for shape in seen[::2]) < 120
+    assert np.shares_memory(read_picture(whole, channels="rgb"), whole)
+
+
 def test_a_single_pixel_and_an_absurd_box():
     assert (crop(np.full((1, 1), 9, np.uint8), Face((0, 0, 1, 1))) == 9).all()
     huge = crop(np.full((4, 4), 9, np.uint8), Face((-1e6, -1e6, 2e6 + 4, 2e6 + 4)), 16, padding="black")
@@ -174,6 +186,7 @@ def test_a_face_outside_the_picture_is_refused(box):
     [
         ({"size": 0}, InvalidOption),
         ({"size": 10**6}, InvalidOption),
+        ({"size": 8.0}, InvalidOption),
         ({"margin": -0.5}, InvalidOption),
         ({"margin": math.nan}, InvalidOption),
         ({"color": "grey"}, UnknownChoice),

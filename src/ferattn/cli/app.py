@@ -5,6 +5,8 @@ Command modules import heavy libraries inside their functions, so that ``ferattn
 
 from __future__ import annotations
 
+import io
+import sys
 import warnings
 from typing import Any
 
@@ -86,4 +88,7 @@ app.command()(ship)
 
 def main() -> None:
     """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):  # names of files may be in any encoding
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app()

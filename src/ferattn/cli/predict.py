@@ -249,4 +249,4 @@ def _write_csv(path: Path | None, looked: Iterable[_Looked], classes: tuple[str,
             shares = [f"{face.probabilities[name]:.6f}" for name in classes]
             track = "" if face.track is None else face.track
             writer.writerow([one.name, time, "", number, *box, score, track, face.emotion, *shares])
-    write_atomically(path, buffer.getvalue().encode())
+    write_atomically(path, buffer.getvalue().encode(errors="surrogateescape"))  # names in any encoding

@@ -263,7 +263,8 @@ class FaceDataset(Dataset[Item]):
         total = hashlib.sha256()
         for row in sorted(range(len(self)), key=self.ids.__getitem__):
             label = self.classes[labels[row]] if labels[row] >= 0 else ""
-            total.update(f"{self.ids[row]}\0{label}\0".encode() + content[row].tobytes())
+            name = f"{self.ids[row]}\0{label}\0".encode(errors="surrogateescape")  # a file's name, in any encoding
+            total.update(name + content[row].tobytes())
         return total.hexdigest()
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64] | Tensor) -> FaceDataset:

@@ -75,7 +75,7 @@ def decode(data: bytes, name: str) -> NDArray[np.uint8]:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as image:
                 frames = getattr(image, "n_frames", 1)
-                if frames > 1:
+                if frames > 1 and image.format != "MPO":  # the second picture in a phone's JPEG is no other frame
                     raise InvalidInput(f"{name}: holds {frames} frames or pages; an image of one frame is needed.")
                 image.load()
                 return _eight_bit(ImageOps.exif_transpose(image), name)

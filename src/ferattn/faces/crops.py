@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from ferattn.errors import InvalidInput, InvalidOption, choose
+from ferattn.errors import InvalidInput, InvalidOption, choose, require_whole
 from ferattn.faces.face import Face
 from ferattn.faces.pictures import Channels, Picture, read_picture, to_gray
 
@@ -76,10 +76,10 @@ def crop(
     (64, 64)
     """
     check_crop_options(size=size, margin=margin, color=color, padding=padding)
-    pixels = COLORS[color](read_picture(image, channels=channels))
+    pixels = read_picture(image, channels=channels)
     height, width = pixels.shape[:2]
     x, y, box_width, box_height = face.box
-    if x >= width or y >= height or x + box_width <= 0 or y + box_height <= 0:
+    if is_outside(face, width, height):
         raise InvalidInput(f"the face {face.box} lies outside the picture of {width}x{height} pixels")
     centre = (x + box_width / 2, y + box_height / 2)
     box_width, box_height = box_width * (1 + 2 * margin), box_height * (1 + 2 * margin)
@@ -93,14 +93,21 @@ def crop(
     fine_rows = max(rows, min(math.ceil(box_height), _LARGEST))
     angle = face.eye_angle if align else 0.0
     to_grid, to_array = PADDINGS[padding]
-    sampled = _sample(pixels, centre, (box_width, box_height), angle, (fine_rows, fine_columns), to_grid)
+    extent, shape = (box_width, box_height), (fine_rows, fine_columns)
+    sampled = _sample(pixels, COLORS[color], centre, extent, angle, shape, to_grid)
     if (fine_rows, fine_columns) != (rows, columns):
         sampled = F.interpolate(sampled, (rows, columns), mode="bilinear", antialias=True, align_corners=False)
     result = sampled[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()
-    result = result[..., 0] if pixels.ndim == 2 else result
+    result = result[..., 0] if color == "gray" else result
     top, left = (size - rows) // 2, (size - columns) // 2
     around = [(top, size - rows - top), (left, size - columns - left), (0, 0)][: result.ndim]
     return np.ascontiguousarray(np.pad(result, around, mode=to_array))
+
+
+def is_outside(face: Face, width: int, height: int) -> bool:
+    """Whether no part of a face lies in a picture of ``width`` x ``height`` pixels."""
+    x, y, box_width, box_height = face.box
+    return x >= width or y >= height or x + box_width <= 0 or y + box_height <= 0
 
 
 _LARGEST = 4096  # pixels on a side, sampled before shrinking; keeps an absurd box from taking all memory
@@ -113,7 +120,7 @@ def check_crop_options(*, size: int, margin: float, color: str, padding: str) ->
         InvalidOption: If ``size`` or ``margin`` is out of range.
         UnknownChoice: If ``color`` or ``padding`` is none of the options.
     """
-    if not 1 <= size <= _LARGEST:
+    if require_whole(size, "size", least=1) > _LARGEST:
         raise InvalidOption(f"size is a number of pixels between 1 and {_LARGEST}; got {size}")
     if not -0.5 < margin <= 4:
         raise InvalidOption(f"margin is a share of the box, above -0.5 and at most 4; got {margin}")
@@ -122,7 +129,8 @@ def check_crop_options(*, size: int, margin: float, color: str, padding: str) ->
 
 
 def _sample(
-    pixels: NDArray[Any],
+    pixels: NDArray[np.uint8],
+    colored: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
     centre: tuple[float, float],
     extent: tuple[float, float],
     angle: float,
@@ -137,11 +145,11 @@ def _sample(
     x = centre[0] + across * cosine - down * sine
     y = centre[1] + across * sine + down * cosine
 
-    # Only the part of the picture that is looked at becomes floats: a face in 50 megapixels stays cheap.
+    # Only the part of the picture that is looked at becomes gray and floats: a face in 50 megapixels stays cheap.
     height, width = pixels.shape[:2]
     left, right = _window(x, width)
     top, bottom = _window(y, height)
-    part = pixels[top:bottom, left:right].reshape(bottom - top, right - left, -1)
+    part = colored(pixels[top:bottom, left:right]).reshape(bottom - top, right - left, -1)
     source = torch.from_numpy(np.ascontiguousarray(part)).permute(2, 0, 1)[None].float()
     grid = torch.stack([2 * (x - left) / (right - left) - 1, 2 * (y - top) / (bottom - top) - 1], dim=-1)
     return F.grid_sample(source, grid[None], mode="bilinear", padding_mode=padding, align_corners=False)

@@ -47,7 +47,7 @@ def read_picture(image: Picture, *, channels: Channels | None = None) -> NDArray
             because OpenCV and everyone else disagree; a tensor is RGB unless said; a file or PIL picture
             knows its own.
 
-    Shape: returns (h, w, 3), uint8, RGB.
+    Shape: returns (h, w, 3), uint8, RGB. What is so already is returned as it is, not as a copy.
 
     Raises:
         InvalidInput: If the picture cannot be read or has an impossible shape, type or value.
@@ -111,7 +111,7 @@ def _from_array(array: NDArray[Any], channels: Channels | None, what: str) -> ND
     pixels = _to_uint8(array, what)
     if pixels.ndim == 2 or pixels.shape[2] == 1:
         return np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
-    rgb = pixels[..., list(_ORDERS[channels or "rgb"])]
+    rgb = pixels[..., :3] if channels != "bgr" else pixels[..., 2::-1]
     return _over_white(rgb, pixels[..., 3:]) if pixels.shape[2] == 4 else np.ascontiguousarray(rgb)
 
 
@@ -125,10 +125,10 @@ def _to_uint8(array: NDArray[Any], what: str) -> NDArray[np.uint8]:
     if array.dtype.kind == "f":
         low, high = float(array.min()), float(array.max())
         if not (low >= 0 and high <= 1):
-            raise InvalidInput(f"a {what} of floats goes from 0 to 1; this one goes from {low:g} to {high:g}")
+            raise InvalidInput(f"{what}: floats go from 0 to 1; this goes from {low:g} to {high:g}")
         return np.round(array.astype(np.float64) * 255).astype(np.uint8)
     raise InvalidInput(
-        f"a {what} picture holds uint8, uint16, bool or floats from 0 to 1; this one holds {array.dtype}"
+        f"{what}: a picture holds uint8, uint16, bool or floats from 0 to 1; this one holds {array.dtype}"
     )
 
 
