@@ -1,4 +1,6 @@
 import io
+import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.trees import noise, png
+from ferattn.data import images
 from ferattn.data.images import decode, reshape_image
 from ferattn.errors import InvalidInput, InvalidOption, UnknownChoice
 
@@ -69,6 +72,37 @@ def test_a_decompression_bomb_is_refused(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     with pytest.raises(InvalidInput, match="too many pixels"):
         decode(png(GREY), "bomb.png")
+
+
+def test_threads_leave_the_filters_of_warnings_as_they_were(monkeypatch):
+    """The first that begins ends first, the second after it: each is inside while the other begins."""
+    inside, begun, ended = (threading.Event() for _ in range(3))
+    eight_bit, before = images._eight_bit, list(warnings.filters)
+
+    def slow(image, name):
+        if name == "first.png":
+            inside.set()
+            assert begun.wait(30)
+        else:
+            begun.set()
+            assert ended.wait(30)
+        return eight_bit(image, name)
+
+    def first():
+        decode(png(GREY), "first.png")
+        ended.set()
+
+    monkeypatch.setattr(images, "_eight_bit", slow)
+    threads = [threading.Thread(target=first), threading.Thread(target=decode, args=(png(GREY), "second.png"))]
+    threads[0].start()
+    assert inside.wait(30)
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert ended.is_set()
+    assert warnings.filters == before
+    with pytest.warns(UserWarning, match="still heard"):
+        warnings.warn("still heard", stacklevel=1)
 
 
 FORMATS = [encoded(Image.fromarray(COLOUR), kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import struct
+import threading
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -41,6 +44,33 @@ _DECODER_ERRORS = (
 )
 
 
+_lock = threading.Lock()
+_caught = warnings.catch_warnings()
+_readers = 0
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Without warnings while any thread is inside.
+
+    ``warnings.catch_warnings`` in each of several threads would restore what another one had set, for good.
+    """
+    global _caught, _readers
+    with _lock:
+        if not _readers:
+            _caught = warnings.catch_warnings()
+            _caught.__enter__()
+            warnings.simplefilter("ignore")
+        _readers += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _readers -= 1
+            if not _readers:
+                _caught.__exit__(None, None, None)
+
+
 def is_image_name(name: str) -> bool:
     """Whether a file name ends like an image's.
 
@@ -70,18 +100,17 @@ def decode(data: bytes, name: str) -> NDArray[np.uint8]:
     try:
         # Pillow announces suspicious files by warnings (a decompression bomb, broken metadata). The first is
         # an error here; the second says nothing about the pixels.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
-                frames = getattr(image, "n_frames", 1)
-                if frames > 1 and image.format != "MPO":  # the second picture in a phone's JPEG is no other frame
-                    raise InvalidInput(f"{name}: holds {frames} frames or pages; an image of one frame is needed.")
-                image.load()
-                return _eight_bit(ImageOps.exif_transpose(image), name)
+        with _without_warnings(), Image.open(io.BytesIO(data)) as image:
+            if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise InvalidInput(f"{name}: {image.width} x {image.height} are too many pixels for an image.")
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1 and image.format != "MPO":  # the second picture in a phone's JPEG is no other frame
+                raise InvalidInput(f"{name}: holds {frames} frames or pages; an image of one frame is needed.")
+            image.load()
+            return _eight_bit(ImageOps.exif_transpose(image), name)
     except InvalidInput:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         raise InvalidInput(f"{name}: too many pixels for an image ({error}).") from error
     except _DECODER_ERRORS as error:
         reason = str(error).replace(repr(data), "").split("<_io")[0].strip() or type(error).__name__
