@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ferattn.data import AUGMENTATIONS, Batch, BatchTransform, CachedDataset, make_mixer, make_transform
+from ferattn.data import AUGMENTATIONS, Batch, BatchTransform, CachedDataset, make_loader, make_mixer, make_transform
 from ferattn.errors import InvalidOption
-from ferattn.training import FaceClassifier, FaceData
+from ferattn.training import FaceClassifier, FaceData, MovingAverage, Plateau, predict
 from ferattn.training.module import _fits, _seed, inverse_frequency
 from training import faces
 
@@ -45,6 +47,31 @@ def test_a_step_sees_the_same_images_however_many_processes() -> None:
     alone = [set(batch.indices.tolist()) for batch in data_of(0, 1, 48, 8, 12).train_dataloader()]
     pair = [[batch.indices.tolist() for batch in data_of(rank, 2, 48, 8, 12).train_dataloader()] for rank in (0, 1)]
     assert alone == [set(a) | set(b) for a, b in zip(*pair, strict=True)]
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec", "ignore:.*treespec")
+@pytest.mark.filterwarnings("ignore:.*smaller than the logging interval", "ignore:.*isinstance.treespec")
+def test_any_trainer_fits_validates_tests_and_predicts(tmp_path: Path) -> None:
+    """Lightning's own defaults: with its check of the validation before the first epoch."""
+    parts, model = faces.parts(), faces.network()
+    recipe = faces.recipe(epochs=4, schedule="plateau", ema_decay=0.9)
+    task = FaceClassifier(model, make_transform(AUGMENTATIONS["none"], parts.train), recipe)
+    data = FaceData(parts.train, parts.validation, batch_size=16)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    averaged = MovingAverage(recipe.ema_decay)
+    trainer = pl.Trainer(
+        max_epochs=4, accelerator="cpu", default_root_dir=tmp_path, callbacks=[Plateau(recipe), averaged], **quiet
+    )
+    trainer.fit(task, data)
+    assert {"train_loss", "train_accuracy", "val_loss", "val_accuracy"} <= trainer.callback_metrics.keys()
+    [validated] = trainer.validate(task, data, verbose=False)
+    assert validated.keys() == {"val_loss", "val_accuracy"}
+    [tested] = trainer.test(task, make_loader(parts.test, 16), verbose=False)
+    logits = torch.cat(trainer.predict(task, make_loader(parts.test, 16)))
+    expected = predict(model, task.transform, parts.test, name="test")
+    torch.testing.assert_close(logits, torch.from_numpy(expected.logits))
+    assert tested["test_accuracy"] == pytest.approx(float(expected.correct.mean()))
+    assert tested["test_loss"] == pytest.approx(float(expected.nll().mean()), rel=1e-5)
 
 
 def test_numbers_that_do_not_fit() -> None:

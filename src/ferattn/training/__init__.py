@@ -1,5 +1,6 @@
 """Training by recipe on Lightning, evaluation with intervals; takes modules and datasets, never names of models."""
 
+from ferattn.training.callbacks import MovingAverage, Plateau
 from ferattn.training.evaluation import evaluate, fit_temperature
 from ferattn.training.fitting import fit
 from ferattn.training.folder import RunFolder
@@ -16,7 +17,9 @@ __all__ = [
     "FaceClassifier",
     "FaceData",
     "Machine",
+    "MovingAverage",
     "Parts",
+    "Plateau",
     "Predictions",
     "Recipe",
     "RecipePage",

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ferattn.data import Batch, BatchTransform, CachedDataset, FaceDataset, Mixer, make_loader
-from ferattn.errors import Diverged, InvalidOption, MissingDependency
+from ferattn.errors import Diverged, InvalidInput, InvalidOption, MissingDependency
 from ferattn.training.recipe import Recipe
 from ferattn.training.schedule import lr_factor
 from ferattn.training.teaching import Teachers, distillation_loss
@@ -38,6 +38,10 @@ class _Tally:
         self._sums: Tensor | None = None
         self._images = 0
 
+    def __bool__(self) -> bool:
+        """Whether there was a batch."""
+        return self._images > 0
+
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """A batch: its mean loss, and what was said of its images."""
         self._waiting.append((loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum()))
@@ -54,7 +58,8 @@ class _Tally:
     def finish(self, strategy: Any) -> tuple[float, float]:
         """Mean loss and accuracy over all processes; begins anew."""
         self.gather()
-        assert self._sums is not None  # there is no epoch without a batch
+        if self._sums is None:
+            raise InvalidInput("an epoch without a batch has no mean.")
         total = torch.cat([self._sums, self._sums.new_tensor([self._images])])
         loss, hits, images = strategy.reduce(total, reduce_op="sum").tolist()
         self._sums, self._images = None, 0
@@ -62,7 +67,10 @@ class _Tally:
 
 
 class FaceClassifier(pl.LightningModule):
-    """A model, its images' transform and a recipe's loss, optimizer and schedule.
+    """A model, its images' transform and a recipe's loss, optimizer and schedule, for any of Lightning's trainers.
+
+    What a recipe has of plateaus and averaged weights is done by callbacks, ``Plateau(recipe)`` and
+    ``MovingAverage(decay)``; ``fit`` gives them to its trainer, and so has whoever makes another.
 
     Args:
         model: From images to logits.
@@ -101,7 +109,7 @@ class FaceClassifier(pl.LightningModule):
         self.memory_format = memory_format
         self.transform, self.recipe, self.mixer, self.seed = transform, recipe, mixer, seed
         self.register_buffer("class_weights", class_weights, persistent=False)
-        self._tallies = {"train": _Tally(), "val": _Tally()}
+        self._tallies = {"train": _Tally(), "val": _Tally(), "test": _Tally()}
         self._losses: list[tuple[int, float, Tensor]] = []  # step, learning rate, loss: not looked at yet
 
     def forward(self, images: Tensor) -> Tensor:
@@ -149,6 +157,16 @@ class FaceClassifier(pl.LightningModule):
         logits = self(self.pictures(batch)[0]).float()
         self._tallies["val"].add(F.cross_entropy(logits, batch.labels), logits, batch.labels)
 
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Loss (plain cross-entropy) and accuracy of a batch."""
+        logits = self(self.pictures(batch)[0]).float()
+        self._tallies["test"].add(F.cross_entropy(logits, batch.labels), logits, batch.labels)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Logits of a batch. Shape: (b, classes)."""
+        logits: Tensor = self(self.pictures(batch)[0]).float()
+        return logits
+
     def on_fit_start(self) -> None:
         """Have the teachers where the model is."""
         if self.teachers is not None:
@@ -160,17 +178,27 @@ class FaceClassifier(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Report the epoch, training and validation; refuse a model whose validation loss is not finite."""
-        several = self.trainer.world_size > 1
-        for name, tally in self._tallies.items():
-            loss, accuracy = tally.finish(self.trainer.strategy)
-            self.log(f"{name}_loss", loss, prog_bar=name == "val", sync_dist=several)
-            self.log(f"{name}_accuracy", accuracy, prog_bar=True, sync_dist=several)
-        if math.isfinite(loss):
+        self._report("train")
+        if math.isfinite(self._report("val")):
             return
         raise Diverged(
             f"the validation loss is not finite after epoch {self.current_epoch} (step {self.global_step}), "
             f"learning rate {self._rate():g}. Try a smaller learning rate."
         )
+
+    def on_test_epoch_end(self) -> None:
+        """Report ``test_loss`` and ``test_accuracy``."""
+        self._report("test")
+
+    def _report(self, name: str) -> float:
+        """Log what a tally holds, if anything; the mean loss."""
+        tally, several = self._tallies[name], self.trainer.world_size > 1
+        if not tally:  # no step of training comes before Lightning's own check of the validation, or with it alone
+            return 0.0
+        loss, accuracy = tally.finish(self.trainer.strategy)
+        self.log(f"{name}_loss", loss, prog_bar=name == "val", sync_dist=several)
+        self.log(f"{name}_accuracy", accuracy, prog_bar=True, sync_dist=several)
+        return loss
 
     def configure_optimizers(self) -> Any:
         """The recipe's optimizer, with a schedule by step where it has one; plateaus are a callback's."""
