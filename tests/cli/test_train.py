@@ -326,6 +326,39 @@ def test_images_that_a_model_knows_are_told(images: Path, trained: Path, tmp_pat
         assert ("calibrated" in found) == (not chosen)
 
 
+def test_a_folder_that_has_changed_is_no_test_any_more(images: Path, trained: Path, tmp_path: Path) -> None:
+    """The run's parts cannot be found again; what it learnt from is then not known, which is not none."""
+    changed = shutil.copytree(images, tmp_path / images.name)
+    next(changed.rglob("*.png")).unlink()
+    words = ("--checkpoint", trained, "--data", changed, "--json", tmp_path / "e.json")
+    said = run("evaluate", *words, "--split", "test")
+    assert said.startswith("2")
+    assert "is not what" in said
+    assert "--split all" in said
+    said = run("evaluate", *words, "--split", "all")
+    assert "is not known" in said
+    found = json.loads((tmp_path / "e.json").read_text())
+    assert [found[key] for key in ("images_learnt_from", "images_chosen_on", "honest")] == [None] * 3
+    other = shutil.copytree(changed, tmp_path / "train-only" / "train").parent
+    shutil.copytree(changed, other / "val")
+    said = run("evaluate", "--checkpoint", trained, "--data", other, "--split", "test")
+    assert said.startswith("2")  # the run's random division is none of this data's
+    assert "train, validation" in said
+
+
+def test_what_is_not_honest_stays_so(images: Path, trained: Path, tmp_path: Path) -> None:
+    options = ("--recipe", "luo2023", "--model", "cnn_se", "--data", images, "--out", tmp_path / "chosen")
+    said = run("train", *options, "--set", "split=random-80-10-10", "--set", "select_on=test", *FAST)
+    assert "test (not honest): accuracy" in said
+    words = ("--checkpoint", tmp_path / "chosen", "--data", images, "--split", "test", "--json", tmp_path / "e.json")
+    assert "(not honest)" in run("evaluate", *words)
+    assert json.loads((tmp_path / "e.json").read_text())["honest"] is False
+    said = run("compare", tmp_path / "chosen", tmp_path / "chosen", "--json", tmp_path / "c.json")
+    assert said.count("(not honest)") == 2
+    found = json.loads((tmp_path / "c.json").read_text())
+    assert (found["honest_a"], found["honest_b"]) == (False, False)
+
+
 def test_recipes_are_shown() -> None:
     said = run("recipes")
     assert "miskow2022" in said

@@ -16,9 +16,10 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from ferattn.cli.bench import bench
+from ferattn.cli.compare import compare
 from ferattn.cli.crop import crop
 from ferattn.cli.data import data_app
-from ferattn.cli.evaluate import compare, evaluate
+from ferattn.cli.evaluate import evaluate
 from ferattn.cli.explain import explain
 from ferattn.cli.export import export
 from ferattn.cli.models import models, show

@@ -1,4 +1,4 @@
-"""``ferattn evaluate`` and ``ferattn compare``: figures with intervals, and whether two models differ."""
+"""``ferattn evaluate``: figures with intervals, and whether the model knew the images."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from ferattn.data import BatchTransform, FaceDataset
     from ferattn.predict import Pretrained
-    from ferattn.training import Predictions, RunFolder
+    from ferattn.training import RunFolder
 
-__all__ = ["compare", "evaluate", "open_run", "open_trained", "open_weights", "print_figures"]
+__all__ = ["evaluate", "open_run", "open_trained", "open_weights", "print_figures"]
 
 
 def evaluate(
@@ -47,7 +47,7 @@ def evaluate(
     from ferattn.errors import InvalidOption, choose
     from ferattn.training import RunFolder, predict, store
     from ferattn.training import evaluate as figures_of
-    from ferattn.training.parts import first_images
+    from ferattn.training.parts import NOT_HONEST, first_images
 
     choose(VIEWS, tta, "test-time views")
     require_writable("--json", json_file)
@@ -59,13 +59,18 @@ def evaluate(
     network, transform, classes, size = found.model, found.transform, found.classes, found.size[0]
     source = open_dataset(data, dataset)
     left_out = _unknown_classes(source, classes, skip_unknown)
-    images = _part(source.with_classes(classes, allow_missing=True), split, run)
+    config = _learnt_from(network) if run is None else run.config
+    divisions = _divisions(config, source)
+    images = _part(source.with_classes(classes, allow_missing=True), split, run, bool(divisions[0]))
     whole = len(images)
     if limit is not None:
         images = images.subset(first_images(images, limit))
-    seen = _seen(_learnt_from(network) if run is None else run.config, source, images)
+    seen = _seen(divisions, images)
+    honest = None if None in seen.values() else not any(seen.values())
+    if run is not None and divisions[0] and split == config["data"]["test_on"] and not config["data"]["honest"]:
+        honest = False
     temperature = None if seen["chosen"] else found.temperature  # which was fitted there
-    name = f"{images.name} {split}"
+    name = f"{images.name} {split}" + (NOT_HONEST if honest is False else "")
     stored = store(images, size, found.channels)
     network.to("cuda" if torch.cuda.is_available() else "cpu")
     plain = predict(network, transform, stored, name=name, batch_size=batch_size)
@@ -76,7 +81,7 @@ def evaluate(
         report = figures_of(chosen) | {"without_views": report}
     told: dict[str, Any] = {"model": str(network.spec), "weights": found.name, "split": split, "left_out": left_out}
     share = equalised_share(stored)
-    told |= {"images_learnt_from": seen["trained"], "images_chosen_on": seen["chosen"]}
+    told |= {"images_learnt_from": seen["trained"], "images_chosen_on": seen["chosen"], "honest": honest}
     report = told | {"limit": limit, "images_in_split": whole, "equalised_share": share} | report
     if predictions is not None:
         chosen.save(predictions)
@@ -88,6 +93,11 @@ def evaluate(
         Console(soft_wrap=True).print(
             f"the weights learnt from pictures that were {'' if found.equalised else 'not '}histogram-equalised; of "
             f"these {share:.0%} are.{remedy}"
+        )
+    if None in seen.values():
+        Console(soft_wrap=True, highlight=False).print(
+            "which of these images the model, or a run that it builds on, learnt from is not known: if any, the "
+            "figures are too good."
         )
     if any(seen.values()):
         Console(soft_wrap=True, highlight=False).print(
@@ -106,122 +116,29 @@ def _learnt_from(network: Any) -> Mapping[str, Any]:
     return {} if file is None else origin(Path(file))["config"] or {}
 
 
-def _seen(config: Mapping[str, Any], dataset: FaceDataset, images: FaceDataset) -> dict[str, int]:
-    """How many of the images a run, or one that it builds on, has ``"trained"`` and ``"chosen"`` its epoch on.
-
-    As far as its config tells.
-    """
+def _divisions(config: Mapping[str, Any], dataset: FaceDataset) -> list[dict[str, FaceDataset] | None]:
+    """What a run, the first, and those that it builds on have used of a dataset; None where nobody knows."""
     from ferattn.training.lineage import earlier_configs, images_known
 
-    seen: dict[str, set[str]] = {"trained": set(), "chosen": set()}
+    found: list[dict[str, FaceDataset] | None] = []
     divisions = []
-    for link in [config, *earlier_configs(config)] if config else []:
-        if link is None or link["data"].get("sha256") in divisions:  # divided as one before
-            continue
-        divisions.append(link["data"].get("sha256"))
-        for role, used in images_known(link, dataset).items():
-            seen[role] |= set(images.ids) & set(used.ids)
-    return {role: len(ids) for role, ids in seen.items()}
+    for link in [config, *earlier_configs(config)] if config else [None]:
+        if link is None:  # weights of no known run
+            found.append(None)
+        elif link["data"].get("sha256") not in divisions:  # else divided as one before
+            divisions.append(link["data"].get("sha256"))
+            used = images_known(link, dataset)
+            found.append(None if not used and link["data"]["dataset"] == dataset.name else used)
+    return found
 
 
-def compare(
-    run_a: Annotated[Path, typer.Argument(help="The folder of a run, or an npz file of predictions.")],
-    run_b: Annotated[Path, typer.Argument(help="Another, on the same test images.")],
-    part: Annotated[str | None, typer.Option(help="Which predictions of the runs; by default the test.")] = None,
-    confidence: Annotated[float, typer.Option(help="Of the interval.")] = 0.95,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")] = None,
-) -> None:
-    """Whether two models differ on the same images: exact McNemar test and paired bootstrap.
-
-    Probabilities are compared by their negative log-likelihood, and for two runs calibrated, too: each divided by the
-    temperature that was fitted where its epoch was chosen.
-
-    Where it is known who is in the images, whole people are drawn, and the test turns the signs of their differences:
-    McNemar's would take every image for a case of its own.
-    """
-    from ferattn.errors import InvalidInput
-    from ferattn.statistics import mcnemar, paired_bootstrap, subject_sign_flip
-
-    require_writable("--json", json_file)
-    b = _predictions(run_b, part)
-    a = _predictions(run_a, part).aligned(b)
-    if a.views != b.views:
-        raise InvalidInput(f"other test-time views: {a.views} against {b.views}; compare like with like.")
-    test = mcnemar(a.correct, b.correct)
-    interval = paired_bootstrap(a.correct, b.correct, clusters=a.clusters, confidence=confidence, seed=seed)
-    method = f"bootstrap over {a.unit}"
-    if a.clusters is None:
-        name, p, visible = "exact McNemar", test.p_value, _visible(len(a.labels), test.only_a + test.only_b)
-    else:
-        name, visible = "sign flip over subjects", None
-        p = subject_sign_flip(a.correct, b.correct, a.clusters, seed=seed).p_value
-    result: dict[str, Any] = {
-        "a": str(run_a),
-        "b": str(run_b),
-        "dataset": a.dataset,
-        "views": a.views,
-        "images": len(a.labels),
-        "accuracy_a": float(a.correct.mean()),
-        "accuracy_b": float(b.correct.mean()),
-        "difference": test.difference,
-        "interval": {"low": interval.low, "high": interval.high, "method": method, "confidence": confidence},
-        "mcnemar": {"both": test.both, "only_a": test.only_a, "only_b": test.only_b, "neither": test.neither},
-        "test": name,
-        "p_value": p,
-        "detectable": visible,
-    }
-    losses = {"nll": (a.nll(), b.nll())}
-    temperatures = _temperature(run_a, part), _temperature(run_b, part)
-    if temperatures[0] is not None and temperatures[1] is not None:
-        losses["calibrated_nll"] = a.nll(temperatures[0]), b.nll(temperatures[1])
-    for name_of, (of_a, of_b) in losses.items():
-        ends = paired_bootstrap(of_a, of_b, clusters=a.clusters, confidence=confidence, seed=seed)
-        result[name_of] = {"a": float(of_a.mean()), "b": float(of_b.mean()), "difference": ends.value}
-        result[name_of] |= {
-            "interval": {"low": ends.low, "high": ends.high, "method": method, "confidence": confidence}
-        }
-    write_json(json_file, result)
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    console.print(f"{a.dataset}, {len(a.labels)} images, views: {a.views}")
-    console.print(f"A {run_a}: {result['accuracy_a']:.2%}\nB {run_b}: {result['accuracy_b']:.2%}")
-    console.print(
-        f"B - A: {100 * test.difference:+.2f} points, {100 * confidence:g} % interval {100 * interval.low:+.2f} to "
-        f"{100 * interval.high:+.2f} ({method})"
-    )
-    console.print(
-        f"{name}: only A right {test.only_a}, only B right {test.only_b}, p = {p:.4g}"
-        + ("" if visible is None else f"; 80 % power from {100 * visible:.2f} points on")
-    )
-    for kind, told in (("nll", "negative log-likelihood"), ("calibrated_nll", "the same, calibrated")):
-        if kind in result:
-            found = result[kind]
-            console.print(
-                f"{told}: A {found['a']:.4f}, B {found['b']:.4f}, B - A {found['difference']:+.4f}, interval "
-                f"{found['interval']['low']:+.4f} to {found['interval']['high']:+.4f}"
-            )
-    console.print("This compares two trained models. Two recipes need several seeds of each.")
-
-
-def _temperature(path: Path, part: str | None) -> float | None:
-    """The temperature of a run, for a part on which it was not fitted."""
-    from ferattn.training import RunFolder
-
-    run = RunFolder(path)
-    if path.suffix == ".npz" or not run.finished or part == run.config["data"]["select_on"]:
-        return None
-    temperature: float | None = run.results["temperature"]
-    return temperature
-
-
-def _visible(images: int, discordant: int) -> float | None:
-    """The smallest difference that McNemar's test sees with so many images on which one model is right."""
-    from ferattn.statistics import detectable_by_mcnemar
-
-    try:
-        return detectable_by_mcnemar(images, discordant / images) if 0 < discordant < images else None
-    except ValueError:  # so few images that nothing could be found
-        return None
+def _seen(divisions: list[dict[str, FaceDataset] | None], images: FaceDataset) -> dict[str, int | None]:
+    """How many of the images a run, or one that it builds on, has ``"trained"`` and ``"chosen"`` its epoch on."""
+    seen: dict[str, int | None] = {}
+    for role in ("trained", "chosen"):
+        ids = [set(used[role].ids) for used in divisions if used]
+        seen[role] = None if None in divisions else len(set(images.ids) & set().union(*ids))
+    return seen
 
 
 def open_published(name: str | None) -> Pretrained:
@@ -294,44 +211,35 @@ def _unknown_classes(dataset: FaceDataset, classes: tuple[str, ...], skip: bool)
     return unknown
 
 
-def _part(dataset: FaceDataset, split: str, run: RunFolder | None) -> FaceDataset:
+def _part(dataset: FaceDataset, split: str, run: RunFolder | None, known: bool) -> FaceDataset:
     """Everything, a part as the run divided its data, or else an official one.
 
     A random division of the run's has parts of the same names as the official one, with other images in them.
+
+    Args:
+        dataset: All of it.
+        split: The part.
+        run: The run, if there is one.
+        known: Whether the dataset is what the run divided.
     """
+    from ferattn.errors import InvalidInput
     from ferattn.training import Recipe, make_parts
 
     if split == "all":
         return dataset
     config = {} if run is None else run.config
     names = (config["data"]["select_on"], config["data"]["test_on"]) if config else ()
-    divided = split in names and config["recipe"]["split"] != "official" and dataset.name == config["data"]["dataset"]
-    if split not in names or (split in (dataset.parts or ()) and not divided):
+    divided = split in names and (config["recipe"]["split"] != "official" or split not in (dataset.parts or ()))
+    if run is None or not divided or not (known or dataset.name == config["data"]["dataset"]):
         return dataset.part(split)
+    if not known:
+        raise InvalidInput(
+            f"{dataset.name} is not what {run.path} divided: images were added, removed or changed, or it is other "
+            f"data of that name. Which were its {split} is not known. Options: --split all, or the data as it was."
+        )
     recipe = Recipe().changed(config["recipe"])
     parts = make_parts(dataset, recipe, seed=config["split_seed"], fold=config["fold"])
     return parts.test if split == parts.test_on else parts.validation
-
-
-def _predictions(path: Path, part: str | None) -> Predictions:
-    import numpy as np
-
-    from ferattn.errors import InvalidInput, InvalidOption, choose
-    from ferattn.training import Predictions, RunFolder
-
-    if path.suffix == ".npz":
-        if part is not None:
-            raise InvalidOption(f"--part {part}: a run has parts; {path} is a file of predictions.")
-        found = Predictions.load(path)
-    else:
-        run = RunFolder(path)
-        files = {file.stem.partition("-")[2]: file for file in sorted(path.glob("predictions-*.npz"))}
-        part = run.config["data"]["test_on"] if part is None else part
-        choose(files or {part: path}, part, f"part of {path}")
-        found = run.predictions(part)
-    if not np.isfinite(found.logits).all():
-        raise InvalidInput(f"{path}: some logits are not finite.")
-    return found
 
 
 def print_figures(report: dict[str, Any]) -> None:

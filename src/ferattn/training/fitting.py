@@ -277,10 +277,13 @@ def _finish(
     task.load_state_dict(state["state_dict"])
     folder.keep_weights(task.model, task.transform)
     draw_curves(rows, folder.path / "curves.png")
-    validation = _predict(task, parts.validation, f"{parts.validation.name} {parts.select_on}")
+    same = parts.test_on == parts.select_on
+    validation = _predict(
+        task, parts.validation, parts.label if same else f"{parts.validation.name} {parts.select_on}"
+    )
     validation.save(folder.path / f"predictions-{parts.select_on}.npz")
     test, temperature = validation, None
-    if parts.test_on != parts.select_on:
+    if not same:
         temperature = fit_temperature(validation)
         test = _predict(task, parts.test, parts.label)
         test.save(folder.path / f"predictions-{parts.test_on}.npz")

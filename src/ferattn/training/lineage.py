@@ -70,6 +70,8 @@ def parts_of(config: Mapping[str, Any], dataset: FaceDataset) -> tuple[FaceDatas
 def images_known(config: Mapping[str, Any], dataset: FaceDataset) -> dict[str, FaceDataset]:
     """What :func:`images_used` gives where the dataset, under any name, is what a run learnt from; else nothing.
 
+    It is where the run's training images, as it divides, have the same names, classes and contents as then.
+
     Args:
         config: The run's.
         dataset: All of it.

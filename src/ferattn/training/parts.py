@@ -12,7 +12,11 @@ from ferattn.data import CachedDataset, FaceDataset, cache, make_splits, random_
 from ferattn.errors import InvalidInput, InvalidOption, choose
 from ferattn.training.recipe import Recipe
 
-__all__ = ["Parts", "divide", "first_images", "make_parts", "own_division", "picture_size", "store"]
+__all__ = ["NOT_HONEST", "Parts", "divide", "first_images", "make_parts", "own_division", "picture_size", "store"]
+
+
+NOT_HONEST = " (not honest)"
+"""What stands behind the name of a test that is none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +43,7 @@ class Parts:
     @property
     def label(self) -> str:
         """Which test this is, for reports."""
-        return f"{self.test.name} {self.test_on}" + ("" if self.honest else " (not honest)")
+        return f"{self.test.name} {self.test_on}" + ("" if self.honest else NOT_HONEST)
 
 
 def make_parts(
