@@ -55,6 +55,9 @@ def test_folds_are_one_test_over_subjects(folds: list[Path], tmp_path: Path) -> 
     assert content["calibrated"]["nll"] != content["nll"]
     assert content["honest"]
     assert f"{content['subjects']} subjects" in said
+    everyone = sum(RunFolder(folds[0]).config["data"]["images"].values())
+    assert content["images_in_all_folds"] == everyone > len(right)
+    assert f"not all folds: {len(right)} of the {everyone} images" in said
     pooled = Predictions.load(logits)
     assert len(pooled.ids) == len(set(pooled.ids)) == len(right)
     assert run("compare", logits, logits).startswith("0")

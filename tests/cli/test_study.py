@@ -369,6 +369,14 @@ def test_runs_of_another_grid_are_refused(tmp_path: Path, old: str, new: str, sa
         carry_out_study(load_grid(path), out, train=False)
 
 
+def test_a_recipe_of_ones_own_lies_beside_the_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own.toml").write_text('summary = "mine"\nsource = "me"\n[settings]\nlr = 0.25\n')
+    (tmp_path / "grid.toml").write_text(GRID.replace('"luo2023"', '"own.toml"'))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_recipe(load_grid(tmp_path / "grid.toml").recipe).lr == 0.25
+
+
 def test_what_runs_began_with_belongs_to_the_grid(tmp_path: Path) -> None:
     path, out, weights = tmp_path / "grid.toml", tmp_path / "out", tmp_path / "weights.safetensors"
     weights.write_bytes(b"of some run")

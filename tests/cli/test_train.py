@@ -87,6 +87,13 @@ def test_a_run_is_tested_on_its_own_division(images: Path, tmp_path: Path) -> No
     assert Predictions.load(logits).ids == RunFolder(out).predictions("test").ids
     said = run("evaluate", "--checkpoint", out, "--data", data, "--split", "train", "--predictions", logits)
     assert all(name.startswith("train/") for name in Predictions.load(logits).ids)
+    shutil.copytree(data / "train", tmp_path / "lacking" / "train")
+    shutil.copytree(data / "test", tmp_path / "lacking" / "val")
+    words = ("--data", tmp_path / "lacking", "--out", tmp_path / "divided", "--set", "stem=small", *FAST)
+    said = run("train", "--recipe", "luo2023", "--model", "cnn", *words)
+    assert said.startswith("0"), said
+    assert "own parts, train, validation, are not used" in said
+    assert "stem='small' changes nothing: cnn has no stem" in said
     # Unless the recipe is told otherwise, the folder's own parts are used.
     said = run("train", *options, "--out", tmp_path / "own")
     assert said.startswith("0"), said
@@ -357,6 +364,9 @@ def test_what_is_not_honest_stays_so(images: Path, trained: Path, tmp_path: Path
     assert said.count("(not honest)") == 2
     found = json.loads((tmp_path / "c.json").read_text())
     assert (found["honest_a"], found["honest_b"]) == (False, False)
+    said = run("compare", tmp_path / "chosen", tmp_path / "chosen", "--seed", -1)
+    assert said.startswith("2")
+    assert "seed=-1" in said
 
 
 def test_recipes_are_shown() -> None:

@@ -32,11 +32,13 @@ def compare(
     Where it is known who is in the images, whole people are drawn, and the test turns the signs of their differences:
     McNemar's would take every image for a case of its own.
     """
+    from ferattn.data.keyed import check_seed
     from ferattn.errors import InvalidInput
     from ferattn.statistics import mcnemar, paired_bootstrap, subject_sign_flip
     from ferattn.training.parts import NOT_HONEST
 
     require_writable("--json", json_file)
+    check_seed(seed)
     b = _predictions(run_b, part)
     a = _predictions(run_a, part).aligned(b)
     if a.views != b.views:

@@ -50,6 +50,7 @@ def pool(
         for folder, part in zip(folders, parts, strict=True)
     ]  # fmt: skip
     config = folders[0].config
+    whole, there = _whole(config), len(together.labels)
     report: dict[str, Any] = {
         "model": config["model"],
         "recipe_name": config["recipe_name"],
@@ -57,6 +58,7 @@ def pool(
         "honest": all(folder.config["data"]["honest"] for folder in folders),
         "subjects": None if together.subjects is None else len(set(together.subjects)),
         "folds": folds,
+        "images_in_all_folds": whole,
     } | figures
     if predictions is not None:
         together.save(predictions)
@@ -67,6 +69,8 @@ def pool(
     people = "subjects unknown" if report["subjects"] is None else f"{report['subjects']} subjects"
     honest = "" if report["honest"] else ", not honest"
     console.print(f"{config['model']}, {config['recipe_name']}, {report['split']}, {people}{honest}")
+    if whole is not None and there < whole:
+        console.print(f"not all folds: {there} of the {whole} images are tested here.")
     print_figures(report)
 
 
@@ -79,6 +83,9 @@ def _require_one_recipe(folders: list[RunFolder]) -> None:
     first = folders[0].config
     for folder in folders:
         config = folder.config
+        lacking = [key for key in ("model", "recipe_name", "fold", "limit") if key not in config]
+        if lacking:
+            raise InvalidInput(f"{folder.path}: its config lacks {', '.join(lacking)}, which `ferattn train` writes.")
         found = differences(_shared(first), _shared(config))
         if found:
             raise InvalidInput(f"{folder.path} is no other fold of what {folders[0].path} is: {'; '.join(found)}.")
@@ -90,12 +97,19 @@ def _require_one_recipe(folders: list[RunFolder]) -> None:
 def _shared(config: dict[str, Any]) -> dict[str, Any]:
     """What all folds of one cross-validation have in common."""
     data = config["data"]
-    whole = config["recipe"]["train_fraction"] == 1 and config["limit"] is None  # else folds are rounded apart
     kept = {key: value for key, value in config.items() if key not in (*_OF_THE_FOLD, "data")}
     return kept | {
-        "data": {key: data[key] for key in _OF_THE_DATA}
-        | ({"images": sum(data["images"].values())} if whole else {}),
+        "data": {key: data[key] for key in _OF_THE_DATA} | {"images": _whole(config)},
     }
+
+
+def _whole(config: dict[str, Any]) -> int | None:
+    """How many images there are in all folds; None where each fold rounds its share of them."""
+    if config["recipe"]["train_fraction"] != 1 or config["limit"] is not None:
+        return None
+    images: dict[str, int] = config["data"]["images"]
+    same = config["data"]["select_on"] == config["data"]["test_on"]
+    return sum(images.values()) - (images["test"] if same else 0)
 
 
 def _calibrated(parts: list[Predictions], temperatures: list[float], confidence: float, seed: int) -> dict[str, Any]:

@@ -121,6 +121,8 @@ def load_grid(path: Path) -> Grid:
     seeds = content["seeds"]
     if not seeds or len(set(seeds)) != len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise InvalidInput(f"{path}: seeds = {seeds!r}; different whole numbers, 0 or larger.")
+    if content["recipe"].endswith(".toml"):  # a file counts from the grid's own, as the data does
+        content["recipe"] = str((path.parent / content["recipe"]).resolve())
     load_recipe(content["recipe"], None, content["variant"] or None).changed(content["set"])
     for key in ("backbones", "attentions", "activations"):
         names = content[key]

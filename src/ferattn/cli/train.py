@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -210,7 +210,13 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
         if settings.split != written:
             own = ", ".join(sorted(set(dataset.parts or ())))
             console.print(f"The folder's own parts are used: {own}. --set split={written} divides all images anew.")
-    for line in settings.never_reached():
+        elif dataset.parts and settings.split != "official":
+            own = ", ".join(sorted(set(dataset.parts)))
+            console.print(
+                f"The folder's own parts, {own}, are not used: training and test images are needed. All images are "
+                f"divided anew: split={written}."
+            )
+    for line in [*settings.never_reached(), *_passed_over(job.model, settings, named)]:
         console.print(line)
     parts = make_parts(
         dataset,
@@ -320,6 +326,19 @@ def build_model(name: str, recipe: Recipe, *, classes: int, pretrained: bool) ->
     return create_model(
         name, pretrained, num_classes=classes, in_chans=recipe.channels, img_size=recipe.size, **options
     )
+
+
+def _passed_over(name: str, recipe: Recipe, named: Collection[str]) -> Iterator[str]:
+    """What somebody asked for and this network has no place for; other networks of a grid may have."""
+    from ferattn import ModelSpec
+    from ferattn.backbones import has_norm, has_stem
+    from ferattn.spec import architecture_name
+
+    backbone = ModelSpec.parse(architecture_name(name)).backbone
+    if "stem" in named and recipe.stem != "own" and not has_stem(backbone):
+        yield f"stem={recipe.stem!r} changes nothing: {backbone} has no stem."
+    if "norm" in named and recipe.norm != "own" and has_norm(backbone):
+        yield f"norm={recipe.norm!r} changes nothing: {backbone} has norms of its own."
 
 
 def _changes(words: list[str]) -> dict[str, Any]:
