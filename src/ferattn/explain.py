@@ -24,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ferattn import reference
 from ferattn.attention import CBAM, ECA, SE, ChannelGate, SpatialGate
 from ferattn.errors import InvalidInput, InvalidOption, NoSite, UnknownChoice, choose, closest
 from ferattn.wrappers import unwrap
@@ -163,35 +162,24 @@ METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 """From a map and the logit's gradient in it to what is summed over channels."""
 
 
-def _of_excitation(block: Any, x: Tensor) -> Gates:
-    return Gates(reference.se_attention(x, *block.layers), None)
-
-
-def _of_eca(block: Any, x: Tensor) -> Gates:
-    conv = block.conv
-    gate = reference.eca_attention(x, conv.weight, conv.bias, channels=block.channels, circular=block.circular)
-    return Gates(gate, None)
-
-
-def _of_channel_gate(block: Any, x: Tensor) -> Gates:
-    return Gates(reference.channel_attention(x, *block.layers), None)
+def _of_channels(block: Any, x: Tensor) -> Gates:
+    return Gates(block.gate(x), None)
 
 
 def _of_spatial_gate(block: Any, x: Tensor) -> Gates:
-    gate = reference.spatial_attention(x, block.conv.weight, block.conv.bias, norm=block.norm)
-    return Gates(None, gate[:, 0])
+    return Gates(None, block.gate(x)[:, 0])
 
 
 def _of_cbam(block: Any, x: Tensor) -> Gates:
-    channel = _of_channel_gate(block.channel, x).channel
-    seen = block.channel(x) if block.refined else x
-    return Gates(channel, _of_spatial_gate(block.spatial, seen).spatial)
+    channel = block.channel.gate(x)
+    seen = x * channel.to(x.dtype)[:, :, None, None] if block.refined else x
+    return Gates(channel, block.spatial.gate(seen)[:, 0])
 
 
 _GATES: dict[type[nn.Module], Callable[[Any, Tensor], Gates]] = {
-    SE: _of_excitation,
-    ECA: _of_eca,
-    ChannelGate: _of_channel_gate,
+    SE: _of_channels,
+    ECA: _of_channels,
+    ChannelGate: _of_channels,
     SpatialGate: _of_spatial_gate,
     CBAM: _of_cbam,
 }

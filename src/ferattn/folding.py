@@ -23,9 +23,10 @@ from timm.models.resnetv2 import PreActBasic, PreActBottleneck
 from torch import Tensor, nn
 
 from ferattn.attention import SpatialGate
+from ferattn.attention.excitation import has_hooks
 from ferattn.errors import InvalidOption
 from ferattn.heads import FittedHead
-from ferattn.residual import HOOKS, kind_of_block
+from ferattn.residual import kind_of_block
 
 __all__ = ["fold_norms"]
 
@@ -116,7 +117,7 @@ def _pairs(model: nn.Module) -> Iterator[tuple[Any, Any, str]]:
 
 def _last(module: nn.Module) -> nn.Module:
     """The last layer of a stem of several."""
-    return module[-1] if type(module) is nn.Sequential and len(module) and not _hooked(module) else module
+    return module[-1] if type(module) is nn.Sequential and len(module) and not has_hooks(module) else module
 
 
 def _foldable(conv: Any, norm: Any) -> bool:
@@ -125,13 +126,9 @@ def _foldable(conv: Any, norm: Any) -> bool:
         and type(norm) in (*_NORMS, *_NORMS_WITH_ACTIVATION)
         and norm.running_mean is not None
         and norm.running_var is not None
-        and not _hooked(conv)
-        and not _hooked(norm)
+        and not has_hooks(conv)
+        and not has_hooks(norm)
     )
-
-
-def _hooked(module: nn.Module) -> bool:
-    return "forward" in module.__dict__ or any(getattr(module, name) for name in HOOKS)
 
 
 @torch.no_grad()

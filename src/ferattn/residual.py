@@ -17,17 +17,16 @@ from timm.models.resnetv2 import PreActBasic, PreActBottleneck
 from torch import Tensor, nn
 
 from ferattn.attention import CBAM, ECA, SE, ChannelGate, SpatialGate
+from ferattn.attention.excitation import has_hooks
 from ferattn.errors import InvalidOption
 from ferattn.kernels import Act, CBAMGate, ECAGate, Gate, Norm, SEGate, fused_tail
 from ferattn.tail_graphs import TailGraphs
 
-__all__ = ["HOOKS", "compile_tails", "explain", "fuse_tails", "gate_of", "kind_of_block"]
+__all__ = ["compile_tails", "explain", "fuse_tails", "gate_of", "kind_of_block"]
 
 _FUSED = ("auto", True, False)
 _INSIDE = (SE, ECA, CBAM, ChannelGate, SpatialGate, nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm2d)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-"""Where a module keeps what runs beside its forward and backward pass."""
 
 
 def fuse_tails(model: nn.Module, fused: bool | str = "auto") -> int:
@@ -285,7 +284,7 @@ def _refusal(block: Any) -> str | None:
     if type(attention) is CBAM and attention.spatial.norm is not None and _batch_statistics(attention.spatial.norm):
         return "the spatial gate's norm uses batch statistics"
     for module in (norm, act, *paths, *inside):
-        if module is not None and ("forward" in module.__dict__ or any(getattr(module, name) for name in HOOKS)):
+        if module is not None and has_hooks(module):
             return f"a hook on a {type(module).__name__}"
     return None
 

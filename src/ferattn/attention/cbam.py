@@ -7,11 +7,13 @@ has a bias and reads the block's input: ``CBAM(c, spatial="bias", refined=False)
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from ferattn import reference
-from ferattn.attention.excitation import IDENTITY_LOGIT, Excitation, require_odd_kernel
+from ferattn.attention.excitation import IDENTITY_LOGIT, Excitation, is_plain, require_odd_kernel
 from ferattn.errors import choose
+from ferattn.pools import amax, mean
 
 __all__ = ["CBAM", "ChannelGate", "SpatialGate"]
 
@@ -44,7 +46,13 @@ class ChannelGate(Excitation):
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate the feature map ``x``."""
-        return reference.channel_gate(x, *self.layers)
+        return x * self.gate(x).to(x.dtype)[:, :, None, None]
+
+    def gate(self, x: Tensor) -> Tensor:
+        """The gate that the feature map ``x`` gets. Shape: (b, c, h, w) to (b, c)."""
+        if is_plain(self.fc1, self.fc2):
+            return reference.channel_attention(x, *self.layers)
+        return self.through_layers(mean(x, (2, 3)), amax(x, (2, 3)))
 
 
 class SpatialGate(nn.Module):
@@ -85,7 +93,14 @@ class SpatialGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate the feature map ``x``."""
-        return reference.spatial_gate(x, self.conv.weight, self.conv.bias, norm=self.norm)
+        return x * self.gate(x).to(x.dtype)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """The gate that the feature map ``x`` gets. Shape: (b, c, h, w) to (b, 1, h, w)."""
+        if is_plain(self.conv):
+            return reference.spatial_attention(x, self.conv.weight, self.conv.bias, norm=self.norm)
+        logits = self.conv(torch.cat([mean(x, (1,), keepdim=True), amax(x, (1,), keepdim=True)], dim=1))
+        return torch.sigmoid(logits if self.norm is None else self.norm(logits))
 
 
 class CBAM(nn.Module):
@@ -144,7 +159,7 @@ class CBAM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate the feature map ``x``."""
-        conv = self.spatial.conv
-        return reference.cbam(
-            x, *self.channel.layers, conv.weight, conv.bias, norm=self.spatial.norm, refined=self.refined
-        )
+        gated: Tensor = self.channel(x)
+        if self.refined:
+            return self.spatial(gated)  # type: ignore[no-any-return]
+        return gated * self.spatial.gate(x).to(x.dtype)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ferattn import reference
-from ferattn.attention.excitation import IDENTITY_LOGIT, require_odd_kernel
+from ferattn.attention.excitation import IDENTITY_LOGIT, is_plain, require_odd_kernel
 from ferattn.errors import InvalidOption, require_whole
+from ferattn.pools import mean
 
 __all__ = ["ECA", "adaptive_kernel_size"]
 
@@ -92,6 +95,7 @@ class ECA(nn.Module):
         if identity_init and bias is False:
             raise InvalidOption("identity_init=True needs a bias: the bias is what holds the gate open.")
         self.conv = nn.Conv1d(1, 1, kernel_size, bias=identity_init if bias is None else bias)
+        self._sides = (kernel_size // 2, kernel_size // 2)
         if identity_init and self.conv.bias is not None:
             nn.init.zeros_(self.conv.weight)
             nn.init.constant_(self.conv.bias, IDENTITY_LOGIT)
@@ -107,4 +111,12 @@ class ECA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate the feature map ``x``."""
-        return reference.eca(x, self.conv.weight, self.conv.bias, channels=self.channels, circular=self.circular)
+        return x * self.gate(x).to(x.dtype)[:, :, None, None]
+
+    def gate(self, x: Tensor) -> Tensor:
+        """The gate that the feature map ``x`` gets. Shape: (b, c, h, w) to (b, c)."""
+        if is_plain(self.conv):
+            conv = self.conv
+            return reference.eca_attention(x, conv.weight, conv.bias, channels=self.channels, circular=self.circular)
+        z = F.pad(mean(x, (2, 3))[:, None, :], self._sides, mode="circular" if self.circular else "constant")
+        return torch.sigmoid(self.conv(z))[:, 0, :]

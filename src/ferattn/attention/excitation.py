@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ferattn.errors import InvalidOption, require_whole
 
-__all__ = ["IDENTITY_LOGIT", "Excitation", "require_odd_kernel"]
+__all__ = ["HOOKS", "IDENTITY_LOGIT", "Excitation", "has_hooks", "is_plain", "require_odd_kernel"]
 
 IDENTITY_LOGIT = 6.0
 """Where an identity start puts a gate's logit: sigmoid(6) = 0.9975, and its slope is still 0.0025, not zero."""
@@ -59,10 +60,37 @@ class Excitation(nn.Module):
         """What the block was made for, as ``print(model)`` shows it."""
         return f"channels={self.channels}, reduced_channels={self.reduced_channels}"
 
+    def through_layers(self, *pooled: torch.Tensor) -> torch.Tensor:
+        """The gate by calling the layers, whatever they have become: adapters, quantised or hooked layers.
+
+        Args:
+            pooled: Each (b, c).
+
+        Shape: (b, c).
+        """
+        logits: torch.Tensor = sum(self.fc2(F.relu(self.fc1(z))) for z in pooled)
+        return torch.sigmoid(logits)
+
     @property
     def layers(self) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None]:
         """Weights and biases in the order in which :mod:`ferattn.reference` takes them."""
         return self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias
+
+
+def is_plain(*modules: nn.Module) -> bool:
+    """Whether modules are what this package made, so that their formulas say all: no other class, hook or forward."""
+    return all(type(module) in _PLAIN and not has_hooks(module) for module in modules)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something runs beside a module's forward and backward pass, or in place of it."""
+    return "forward" in module.__dict__ or any(getattr(module, name) for name in HOOKS)
+
+
+_PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d)
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Where a module keeps what runs beside its forward and backward pass."""
 
 
 def require_odd_kernel(kernel_size: int, name: str) -> int:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ferattn import reference
-from ferattn.attention.excitation import Excitation
+from ferattn.attention.excitation import Excitation, is_plain
+from ferattn.pools import mean
 
 __all__ = ["SE"]
 
@@ -38,4 +39,10 @@ class SE(Excitation):
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate the feature map ``x``."""
-        return reference.se(x, *self.layers)
+        return x * self.gate(x).to(x.dtype)[:, :, None, None]
+
+    def gate(self, x: Tensor) -> Tensor:
+        """The gate that the feature map ``x`` gets. Shape: (b, c, h, w) to (b, c)."""
+        if is_plain(self.fc1, self.fc2):
+            return reference.se_attention(x, *self.layers)
+        return self.through_layers(mean(x, (2, 3)))
