@@ -68,6 +68,9 @@ def fold_norms(model: nn.Module) -> int:
     and its weights load there; elsewhere the norm's place stays, empty, and no other key changes. In a ResNetV2 the
     norms behind an addition are left: there is no convolution to take them.
 
+    A folded model is built by no name: whoever wants to open it again by one (``timm.models.save_for_hf``) saves it
+    before and folds what was opened.
+
     Args:
         model: Any model of :func:`ferattn.create_model` or timm's ResNets, VGGs and ResNetV2s, in eval mode.
 

@@ -94,7 +94,6 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     "miskow2022": Augmentation(zoom=0.3, flip=0.5),
     "luo2023": Augmentation(shift=0.1),
     "luo2023-wide": Augmentation(shift=0.2),
-    "luo2023-flip": Augmentation(shift=0.2, flip=0.5),
     "chap2021": Augmentation(shift=0.1, flip=0.5, zca_epsilon=1e-6),
     "strong": Augmentation(
         crop_area=(0.8, 1.0),
@@ -110,6 +109,6 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 
 ``miskow2022`` (arXiv 2410.17740): zoom 0.3 and flip; width and height are zoomed independently and the border
 is repeated, as Keras does. ``luo2023``: width and height shifts, whose size the paper leaves open: 0.1 here, and
-0.2 in ``luo2023-wide``; ``luo2023-flip`` has flips too, which the paper does not name. ``chap2021``: shifts of 0.1,
-flip, ZCA with epsilon 1e-6. ``strong``: random resized crop, rotation, flip, erasing, and mixup or CutMix in turn.
+0.2 in ``luo2023-wide``. ``chap2021``: shifts of 0.1, flip, ZCA with epsilon 1e-6. ``strong``: random resized crop,
+rotation, flip, erasing, and mixup or CutMix in turn.
 """

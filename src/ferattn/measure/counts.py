@@ -70,7 +70,8 @@ class Count:
             buffers.
         disk_bytes: Bytes of the state dict by the dtype of its floating-point tensors, without a file header.
         by_part: Shares of "backbone", "attention" and "classifier"; they add up to the whole.
-        by_module: Every module by its path ("" is the whole network).
+        by_module: Every module by its path ("" is the whole network). What a module computes with its children's
+            weights, as attention blocks do, is counted at its own path and not at theirs.
     """
 
     input_size: tuple[int, int, int]
