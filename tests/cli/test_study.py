@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ferattn.cli import app, workers
-from ferattn.cli.study import Cell, Grid, carry_out_study, load_grid
+from ferattn.cli.study import Cell, Grid, _require_same_grid, carry_out_study, load_grid
 from ferattn.cli.study_report import write_report
 from ferattn.cli.teachers import teacher_origin
 from ferattn.cli.workers import Plan, carry_out_all, gpus, threads
@@ -370,11 +370,20 @@ def test_runs_of_another_grid_are_refused(tmp_path: Path, old: str, new: str, sa
 
 
 def test_a_recipe_of_ones_own_lies_beside_the_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "own.toml").write_text('summary = "mine"\nsource = "me"\n[settings]\nlr = 0.25\n')
-    (tmp_path / "grid.toml").write_text(GRID.replace('"luo2023"', '"own.toml"'))
-    (tmp_path / "elsewhere").mkdir()
+    """Wherever the command is given, and wherever both are moved to."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, tmp_path / "elsewhere"):
+        folder.mkdir()
+    (here / "own.toml").write_text('summary = "mine"\nsource = "me"\n[settings]\nlr = 0.25\n')
+    (here / "grid.toml").write_text(GRID.replace('"luo2023"', '"own.toml"'))
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert load_recipe(load_grid(tmp_path / "grid.toml").recipe).lr == 0.25
+    grid = load_grid(here / "grid.toml")
+    assert load_recipe(grid.recipe).lr == 0.25
+    _finished_run(here / "runs" / "cnn-seed0", grid, recipe=grid.recipe)
+    here.rename(there)
+    moved = load_grid(there / "grid.toml")
+    assert moved.recipe != grid.recipe
+    _require_same_grid(RunFolder(there / "runs" / "cnn-seed0"), moved, moved.cells[0], 0)
 
 
 def test_what_runs_began_with_belongs_to_the_grid(tmp_path: Path) -> None:
@@ -390,8 +399,6 @@ def test_what_runs_began_with_belongs_to_the_grid(tmp_path: Path) -> None:
 @pytest.mark.parametrize("recipe", ["luo2023", "finetune"])
 @pytest.mark.parametrize("gone", [False, True])
 def test_a_grid_knows_what_its_runs_began_with(tmp_path: Path, recipe: str, gone: bool) -> None:
-    from ferattn.cli.study import _require_same_grid
-
     path, out = tmp_path / "grid.toml", tmp_path / "run"
     names = [tmp_path / f"{name}.safetensors" for name in "ab"]
     text = GRID.replace("luo2023", recipe).replace("epochs = 1\n", "epochs = 1\nwarmup_epochs = 0\n")
@@ -421,8 +428,6 @@ def test_a_grid_knows_what_its_runs_began_with(tmp_path: Path, recipe: str, gone
 
 
 def test_further_words_belong_to_the_grid(tmp_path: Path) -> None:
-    from ferattn.cli.study import _require_same_grid
-
     path, out = tmp_path / "grid.toml", tmp_path / "run"
     path.write_text(GRID.replace('"--accelerator"', '"--set", "lr=1.0", "--limit", "40", "--accelerator"'))
     grid = load_grid(path)

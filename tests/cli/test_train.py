@@ -346,11 +346,33 @@ def test_a_folder_that_has_changed_is_no_test_any_more(images: Path, trained: Pa
     assert "is not known" in said
     found = json.loads((tmp_path / "e.json").read_text())
     assert [found[key] for key in ("images_learnt_from", "images_chosen_on", "honest")] == [None] * 3
+    assert "calibrated" not in found  # the temperature was fitted on some of them
+    elsewhere = shutil.copytree(changed, tmp_path / "other-name")
+    assert run("evaluate", *words[:2], "--data", elsewhere, "--split", "all", *words[4:]).startswith("0")
+    assert json.loads((tmp_path / "e.json").read_text())["honest"] is None  # nobody knows
+    assert "calibrated" in json.loads((tmp_path / "e.json").read_text())
     other = shutil.copytree(changed, tmp_path / "train-only" / "train").parent
     shutil.copytree(changed, other / "val")
     said = run("evaluate", "--checkpoint", trained, "--data", other, "--split", "test")
     assert said.startswith("2")  # the run's random division is none of this data's
     assert "train, validation" in said
+
+
+def test_what_is_known_is_told_beside_what_is_not(images: Path, trained: Path, tmp_path: Path) -> None:
+    """A run that began with weights of no known run has itself learnt from images that it knows."""
+    bare, out, report = tmp_path / "bare.safetensors", tmp_path / "run", tmp_path / "e.json"
+    shutil.copyfile(trained / "model.safetensors", bare)
+    options = ("--recipe", "luo2023", "--model", "cnn_se", "--data", images, "--warm-start", bare)
+    assert run("train", *options, "--out", out, *FAST, "--set", "epochs=1").startswith("0")
+    counts = RunFolder(out).config["data"]["images"]
+    learnt, chosen = counts["train"], counts["validation"]
+    known = {"all": (learnt, chosen), "validation": (None, chosen), "test": (None, None)}
+    for split, seen in known.items():
+        assert run("evaluate", "--checkpoint", out, "--data", images, "--split", split, "--json", report)[0] == "0"
+        found = json.loads(report.read_text())
+        assert (found["images_learnt_from"], found["images_chosen_on"]) == seen
+        assert found["honest"] is False
+        assert ("calibrated" in found) == (split == "test")
 
 
 def test_what_is_not_honest_stays_so(images: Path, trained: Path, tmp_path: Path) -> None:

@@ -167,6 +167,11 @@ def test_a_face_costs_its_own_pixels_and_not_the_pictures(monkeypatch):
         assert np.array_equal(found, crop(Image.fromarray(to_gray(whole)), face, 48))
     assert max(max(shape[:2]) for shape in seen[::2]) < 120
     assert np.shares_memory(read_picture(whole, channels="rgb"), whole)
+    whole.flags.writeable = False  # as of a file that is mapped into memory
+    wide = Face((0, 0, 1200, 900))
+    assert np.array_equal(
+        crop(whole, wide, color="rgb", channels="rgb"), crop(whole.copy(), wide, color="rgb", channels="rgb")
+    )
 
 
 def test_a_single_pixel_and_an_absurd_box():

@@ -230,6 +230,13 @@ def test_other_test_sets_are_refused() -> None:
         replace(given, classes=given.classes[::-1]).aligned(given)
 
 
+def test_pooled_folds_are_a_test_only_if_each_is_one() -> None:
+    given = made()
+    names = {"CK+ test": "a", "CK+ test (not honest)": "b"}
+    folds = [replace(given, dataset=name, ids=tuple(mark + one for one in given.ids)) for name, mark in names.items()]
+    assert pool(folds).dataset == pool(folds[::-1]).dataset == "CK+ test, 2 folds (not honest)"
+
+
 def test_folds_are_pooled() -> None:
     given = made(subjects=True)
     rows = np.arange(300)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -72,6 +73,22 @@ def test_any_trainer_fits_validates_tests_and_predicts(tmp_path: Path) -> None:
     torch.testing.assert_close(logits, torch.from_numpy(expected.logits))
     assert tested["test_accuracy"] == pytest.approx(float(expected.correct.mean()))
     assert tested["test_loss"] == pytest.approx(float(expected.nll().mean()), rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec", "ignore:.*treespec")
+@pytest.mark.filterwarnings("ignore:.*smaller than the logging interval", "ignore:.*isinstance.treespec")
+def test_validation_alone_has_nothing_of_a_training_that_was_broken_off(tmp_path: Path) -> None:
+    parts, quiet = faces.parts(), {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    task = FaceClassifier(faces.network(), make_transform(AUGMENTATIONS["none"], parts.train), faces.recipe())
+    data = FaceData(parts.train, parts.validation, batch_size=16)
+    trainer = pl.Trainer(max_steps=3, val_check_interval=2, accelerator="cpu", default_root_dir=tmp_path, **quiet)
+    trainer.fit(task, data)
+    [found] = trainer.validate(task, data, verbose=False)
+    assert found.keys() == {"val_loss", "val_accuracy"}
+    with torch.no_grad():
+        next(task.model.parameters()).fill_(float("nan"))
+    [found] = trainer.validate(task, data, verbose=False)
+    assert math.isnan(found["val_loss"])  # told, and no training is there to be stopped
 
 
 def test_numbers_that_do_not_fit() -> None:

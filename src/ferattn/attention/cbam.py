@@ -116,7 +116,8 @@ class CBAM(nn.Module):
         kernel_size: Size of the spatial gate's square convolution, odd.
         spatial: ``"plain"``, ``"bias"`` or ``"norm"``; see :class:`SpatialGate`.
         refined: Whether the spatial gate reads the channel-refined map F', or the block's input F as in the
-            published experiments of Miskow & Altahhan.
+            published experiments of Miskow & Altahhan; hooks on ``spatial`` itself do not fire then, those on its
+            layers do.
         identity_init: Start with gates of 0.9975 everywhere, so that a pretrained backbone keeps its function.
 
     Shape: (b, c, h, w) to (b, c, h, w).

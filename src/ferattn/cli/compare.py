@@ -35,7 +35,7 @@ def compare(
     from ferattn.data.keyed import check_seed
     from ferattn.errors import InvalidInput
     from ferattn.statistics import mcnemar, paired_bootstrap, subject_sign_flip
-    from ferattn.training.parts import NOT_HONEST
+    from ferattn.training.predictions import NOT_HONEST
 
     require_writable("--json", json_file)
     check_seed(seed)
@@ -105,7 +105,7 @@ def compare(
 def _honest(path: Path, predictions: Predictions) -> bool | None:
     """Whether predictions are a test: no image of theirs was learnt from or chosen on; None where nobody says so."""
     from ferattn.training import RunFolder
-    from ferattn.training.parts import NOT_HONEST
+    from ferattn.training.predictions import NOT_HONEST
 
     if predictions.dataset.endswith(NOT_HONEST):
         return False

@@ -47,7 +47,8 @@ def evaluate(
     from ferattn.errors import InvalidOption, choose
     from ferattn.training import RunFolder, predict, store
     from ferattn.training import evaluate as figures_of
-    from ferattn.training.parts import NOT_HONEST, first_images
+    from ferattn.training.parts import first_images
+    from ferattn.training.predictions import NOT_HONEST
 
     choose(VIEWS, tta, "test-time views")
     require_writable("--json", json_file)
@@ -66,10 +67,13 @@ def evaluate(
     if limit is not None:
         images = images.subset(first_images(images, limit))
     seen = _seen(divisions, images)
-    honest = None if None in seen.values() else not any(seen.values())
-    if run is not None and divisions[0] and split == config["data"]["test_on"] and not config["data"]["honest"]:
+    own = divisions[0]
+    honest = None if None in seen.values() or not own else True
+    if any(seen.values()) or (own and split == config["data"]["test_on"] and not config["data"]["honest"]):
         honest = False
-    temperature = None if seen["chosen"] else found.temperature  # which was fitted there
+    unknown = own is None and run is not None  # whether the temperature was fitted on some of the images
+    fitted_on = unknown or (own and not set(images.ids).isdisjoint(own["chosen"].ids))
+    temperature = None if fitted_on else found.temperature
     name = f"{images.name} {split}" + (NOT_HONEST if honest is False else "")
     stored = store(images, size, found.channels)
     network.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -117,7 +121,10 @@ def _learnt_from(network: Any) -> Mapping[str, Any]:
 
 
 def _divisions(config: Mapping[str, Any], dataset: FaceDataset) -> list[dict[str, FaceDataset] | None]:
-    """What a run, the first, and those that it builds on have used of a dataset; None where nobody knows."""
+    """What a run, the first, and those that it builds on have used of a dataset.
+
+    Nothing where the dataset is called otherwise and is not what they divided; None where nobody knows.
+    """
     from ferattn.training.lineage import earlier_configs, images_known
 
     found: list[dict[str, FaceDataset] | None] = []
@@ -133,11 +140,15 @@ def _divisions(config: Mapping[str, Any], dataset: FaceDataset) -> list[dict[str
 
 
 def _seen(divisions: list[dict[str, FaceDataset] | None], images: FaceDataset) -> dict[str, int | None]:
-    """How many of the images a run, or one that it builds on, has ``"trained"`` and ``"chosen"`` its epoch on."""
+    """How many of the images a run, or one that it builds on, has ``"trained"`` and ``"chosen"`` its epoch on.
+
+    None where none is known of, and not all is known.
+    """
     seen: dict[str, int | None] = {}
     for role in ("trained", "chosen"):
         ids = [set(used[role].ids) for used in divisions if used]
-        seen[role] = None if None in divisions else len(set(images.ids) & set().union(*ids))
+        known = len(set(images.ids) & set().union(*ids))
+        seen[role] = known or (None if None in divisions else 0)
     return seen
 
 

@@ -105,6 +105,7 @@ def load_grid(path: Path) -> Grid:
     from ferattn.errors import InvalidInput, choose
     from ferattn.spec import ModelSpec
     from ferattn.training import load_recipe
+    from ferattn.training.folder import recipe_label
 
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -153,7 +154,7 @@ def load_grid(path: Path) -> Grid:
     for key, value in content["set"].items():
         options += ["--set", f"{key}={_toml(value)}"]
     asked = {
-        "recipe_name": content["recipe"],
+        "recipe_name": recipe_label(content["recipe"]),
         "variant": content["variant"] or None,
         "limit": content["limit"] or None,
         "set": content["set"],
@@ -308,7 +309,7 @@ def _require_same_grid(run: RunFolder, plan: Grid, cell: Cell, seed: int) -> Non
     from ferattn.errors import InvalidOption
     from ferattn.shipped import describe
     from ferattn.spec import architecture_name
-    from ferattn.training.folder import differences, with_defaults
+    from ferattn.training.folder import differences, recipe_label, with_defaults
     from ferattn.training.lineage import began_with
 
     config = with_defaults(run.config)
@@ -319,7 +320,8 @@ def _require_same_grid(run: RunFolder, plan: Grid, cell: Cell, seed: int) -> Non
         wanted |= {key: config["recipe"][key] for key in ("split", "validation_fraction")}  # the folder's own parts
     if job.limit is not None:
         wanted["batch_size"] = min(wanted["batch_size"], config["data"]["images"]["train"])  # a smoke run shrinks it
-    now: dict[str, Any] = {"model": job.model, "recipe_name": job.recipe, "variant": job.variant, "limit": job.limit}
+    now: dict[str, Any] = {"model": job.model, "variant": job.variant, "limit": job.limit}
+    now |= {"recipe_name": recipe_label(job.recipe)}
     now |= {"split_seed": job.split_seed, "fold": job.fold, "seed": job.seed, "precision": job.precision}
     was = {key: config.get(key) for key in now} | {"precision": config["machine"]["precision"]}
     now |= {"teachers": [teacher_origin(word)["sha256"] for word in job.teachers or ()]}

@@ -198,6 +198,7 @@ def _accuracies(found: Mapping[Cell, Summary], cost: Mapping[Cell, tuple[int, in
 def _published(found: Mapping[Cell, Summary], cost: Mapping[Cell, tuple[int, int]], finished: Finished) -> list[str]:
     """Tables 1 and 7 of Miskow & Altahhan 2022 beside ours, where the grid has their rows."""
     from ferattn.published.tables import printed_figures
+    from ferattn.training.folder import recipe_label
 
     printed = printed_figures()
     config = next(iter(finished.values())).config
@@ -221,7 +222,8 @@ def _published(found: Mapping[Cell, Summary], cost: Mapping[Cell, tuple[int, int
         lines += ["", "## Beside Table 7 of Miskow & Altahhan 2022", ""]
         lines += [
             f"Published on {dataset}, the highest of three runs on CK+ and JAFFE. Ours: the recipe "
-            f"{config['recipe_name']}, tested on {config['data']['test_on']}, mean of the seeds with its interval. "
+            f"{recipe_label(config['recipe_name'])}, tested on {config['data']['test_on']}, mean of the seeds with "
+            "its interval. "
             "Where protocol and training differ, differences between rows can be compared, levels cannot.",
             "",
             "| backbone | attention | parameters published, M | ours, M | accuracy published | ours |",

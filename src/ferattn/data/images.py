@@ -53,7 +53,8 @@ _readers = 0
 def _without_warnings() -> Iterator[None]:
     """Without warnings while any thread is inside.
 
-    ``warnings.catch_warnings`` in each of several threads would restore what another one had set, for good.
+    ``warnings.catch_warnings`` in each of several threads would restore what another one had set, for good. So may
+    a ``catch_warnings`` elsewhere still that begins while images are read and ends later.
     """
     global _caught, _readers
     with _lock:

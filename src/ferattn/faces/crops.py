@@ -150,7 +150,8 @@ def _sample(
     left, right = _window(x, width)
     top, bottom = _window(y, height)
     part = colored(pixels[top:bottom, left:right]).reshape(bottom - top, right - left, -1)
-    source = torch.from_numpy(np.ascontiguousarray(part)).permute(2, 0, 1)[None].float()
+    part = np.require(part, requirements=["C", "W"])  # a copy where the caller's array is read-only, for PyTorch
+    source = torch.from_numpy(part).permute(2, 0, 1)[None].float()
     grid = torch.stack([2 * (x - left) / (right - left) - 1, 2 * (y - top) / (bottom - top) - 1], dim=-1)
     return F.grid_sample(source, grid[None], mode="bilinear", padding_mode=padding, align_corners=False)
 

@@ -104,7 +104,8 @@ def fit(
             if trainer.is_global_zero:
                 stack.enter_context(folder.claim(config))
             if folder.finished:
-                folder.load_weights(model)
+                if folder.weights.exists():
+                    folder.load_weights(model)
                 return folder
             warn_of_slow_precision(machine, trainer.strategy.root_device.type)
             if trainer.strategy.root_device.type == "cpu":

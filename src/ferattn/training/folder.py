@@ -22,7 +22,7 @@ from ferattn.processors import processor_name
 from ferattn.training.predictions import Predictions
 from ferattn.training.recipe import Recipe
 
-__all__ = ["RunFolder", "differences", "with_defaults"]
+__all__ = ["RunFolder", "differences", "recipe_label", "with_defaults"]
 
 _LOCK = ".training.lock"
 
@@ -53,6 +53,11 @@ class RunFolder:
     def best(self) -> Path:
         """The state of the best epoch."""
         return self.path / "checkpoints" / "best.ckpt"
+
+    @property
+    def weights(self) -> Path:
+        """The model's weights, those of the best epoch."""
+        return self.path / "model.safetensors"
 
     @property
     def finished(self) -> bool:
@@ -130,7 +135,7 @@ class RunFolder:
         """
         wanted = json.loads(json.dumps(config))
         if (self.path / "config.json").exists() and self._has_begun():
-            changed = differences(with_defaults(self.config), wanted)
+            changed = differences(with_defaults(self.config), with_defaults(wanted))
             if changed:
                 raise InvalidOption(
                     f"{self.path}: the run began with another config; {'; '.join(changed)}. Give another --out, or "
@@ -264,11 +269,22 @@ def _short(value: Any) -> str:
 
 def with_defaults(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """A run's config, with settings that recipes did not have when it began: they change nothing that it does."""
+    if isinstance(config.get("recipe_name"), str):
+        config = {**config, "recipe_name": recipe_label(config["recipe_name"])}
     known = {field.name for field in fields(Recipe)}
     settings = config.get("recipe")
     if not isinstance(settings, dict) or not settings.keys() < known:
         return config
     return {**config, "recipe": {**Recipe().to_dict(), **settings}}
+
+
+def recipe_label(name: str) -> str:
+    """What a recipe is called in comparisons: its name, or that of its file, wherever the file lies.
+
+    >>> recipe_label("luo2023"), recipe_label("mine/own.toml")
+    ('luo2023', 'own.toml')
+    """
+    return Path(name).name if name.endswith(".toml") else name
 
 
 def _versions() -> dict[str, Any]:

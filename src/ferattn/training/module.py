@@ -18,6 +18,7 @@ from ferattn.training.teaching import Teachers, distillation_loss
 
 try:
     import lightning.pytorch as pl
+    from lightning.pytorch.trainer.states import TrainerFn
 except ImportError as error:
     raise MissingDependency(f'training needs {error.name}: pip install "ferattn[train]"') from error
 
@@ -168,7 +169,8 @@ class FaceClassifier(pl.LightningModule):
         return logits
 
     def on_fit_start(self) -> None:
-        """Have the teachers where the model is."""
+        """Have the teachers where the model is, and nothing of a training that was broken off."""
+        self._tallies = {name: _Tally() for name in self._tallies}
         if self.teachers is not None:
             self.teachers.to(self.device, self.memory_format)
 
@@ -178,8 +180,10 @@ class FaceClassifier(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Report the epoch, training and validation; refuse a model whose validation loss is not finite."""
-        self._report("train")
-        if math.isfinite(self._report("val")):
+        fitting = self.trainer.state.fn == TrainerFn.FITTING  # or a Trainer's validate, to which no training belongs
+        if fitting:
+            self._report("train")
+        if math.isfinite(self._report("val")) or not fitting:
             return
         raise Diverged(
             f"the validation loss is not finite after epoch {self.current_epoch} (step {self.global_step}), "

@@ -10,13 +10,10 @@ from numpy.typing import NDArray
 
 from ferattn.data import CachedDataset, FaceDataset, cache, make_splits, random_split, subject_kfold
 from ferattn.errors import InvalidInput, InvalidOption, choose
+from ferattn.training.predictions import NOT_HONEST
 from ferattn.training.recipe import Recipe
 
-__all__ = ["NOT_HONEST", "Parts", "divide", "first_images", "make_parts", "own_division", "picture_size", "store"]
-
-
-NOT_HONEST = " (not honest)"
-"""What stands behind the name of a test that is none."""
+__all__ = ["Parts", "divide", "first_images", "make_parts", "own_division", "picture_size", "store"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,10 @@ from ferattn.data import BatchTransform, FaceDataset, make_loader, views
 from ferattn.errors import InvalidInput
 from ferattn.files import write_atomically
 
-__all__ = ["Predictions", "log_losses", "pool", "predict"]
+__all__ = ["NOT_HONEST", "Predictions", "log_losses", "pool", "predict"]
+
+NOT_HONEST = " (not honest)"
+"""What stands behind the name of a test that is none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,13 +209,14 @@ def pool(folds: Sequence[Predictions]) -> Predictions:
     ids = tuple(name for fold in folds for name in fold.ids)
     if len(set(ids)) != len(ids):
         raise InvalidInput("an image is in the test part of two folds.")
+    honest = not any(fold.dataset.endswith(NOT_HONEST) for fold in folds)
     known = [fold.subjects for fold in folds if fold.subjects is not None]
     return replace(
         first,
         logits=np.concatenate([fold.logits for fold in folds]),
         labels=np.concatenate([fold.labels for fold in folds]),
         ids=ids,
-        dataset=f"{first.dataset}, {len(folds)} folds",
+        dataset=f"{first.dataset.removesuffix(NOT_HONEST)}, {len(folds)} folds" + ("" if honest else NOT_HONEST),
         checksum="+".join(sorted(fold.checksum for fold in folds)),
         subjects=tuple(name for part in known for name in part) if len(known) == len(folds) else None,
     )
