@@ -2,9 +2,8 @@
 
     python benchmarks/luo.py runs/cnn runs/cnn_se
 
-Runs of the recipe and runs of its variant as-published have a section each, and so have either with averaged weights,
-with flips and with another schedule. In place of a run its folder below ``benchmarks/results`` will do; with one run
-alone there is no comparison.
+Runs of the recipe and runs of its variant as-published have a section each, and so have either with averaged weights.
+In place of a run its folder below ``benchmarks/results`` will do; with one run alone there is no comparison.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from typing import Any
 from sections import write_section
 
 from ferattn import create_model
-from ferattn.data import AUGMENTATIONS
 from ferattn.statistics import mcnemar, paired_bootstrap
 from ferattn.training import RunFolder, load_recipe
 
@@ -42,12 +40,9 @@ def record(run: RunFolder, records: Path, pictures: Path) -> dict[str, Any]:
 
 
 def protocol_of(run: RunFolder) -> str:
-    """The name of the section: the recipe, its variant, and what it has that the paper does not name."""
-    recipe, words = run.config["recipe"], ["luo2023", run.config["variant"]]
-    words += ["averaged"] if recipe["ema_decay"] else []
-    words += ["flips"] if AUGMENTATIONS[recipe["augmentation"]].flip else []
-    words += [recipe["schedule"]] if recipe["schedule"] != "plateau" else []
-    return "-".join(filter(None, words))
+    """The name of the section: the recipe, its variant, and whether weights were averaged."""
+    averaged = "averaged" if run.config["recipe"]["ema_decay"] > 0 else None
+    return "-".join(filter(None, ["luo2023", run.config["variant"], averaged]))
 
 
 def command(run: RunFolder) -> str:

@@ -313,11 +313,10 @@ def asked(job: Job, kind: str) -> set[str]:
 
 def build_model(name: str, recipe: Recipe, *, classes: int, pretrained: bool) -> nn.Module:
     """The model of a name, for a recipe's pictures and with what the recipe says of stems and norms."""
-    from ferattn import ModelSpec, create_model
+    from ferattn import create_model
     from ferattn.backbones import has_norm, has_stem
-    from ferattn.spec import architecture_name
 
-    backbone = ModelSpec.parse(architecture_name(name)).backbone
+    backbone = _backbone(name)
     options: dict[str, Any] = {"drop_rate": recipe.drop_rate} if recipe.drop_rate else {}
     if has_stem(backbone):
         options["stem"] = recipe.stem
@@ -328,13 +327,17 @@ def build_model(name: str, recipe: Recipe, *, classes: int, pretrained: bool) ->
     )
 
 
+def _backbone(name: str) -> str:
+    from ferattn.spec import ModelSpec, architecture_name
+
+    return ModelSpec.parse(architecture_name(name)).backbone
+
+
 def _passed_over(name: str, recipe: Recipe, named: Collection[str]) -> Iterator[str]:
     """What somebody asked for and this network has no place for; other networks of a grid may have."""
-    from ferattn import ModelSpec
     from ferattn.backbones import has_norm, has_stem
-    from ferattn.spec import architecture_name
 
-    backbone = ModelSpec.parse(architecture_name(name)).backbone
+    backbone = _backbone(name)
     if "stem" in named and recipe.stem != "own" and not has_stem(backbone):
         yield f"stem={recipe.stem!r} changes nothing: {backbone} has no stem."
     if "norm" in named and recipe.norm != "own" and has_norm(backbone):

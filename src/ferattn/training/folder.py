@@ -108,56 +108,43 @@ class RunFolder:
 
     @contextmanager
     def claim(self, config: Mapping[str, Any]) -> Iterator[None]:
-        """Have the folder for one process that trains: the config is written, or checked as :meth:`begin` does.
+        """Have the folder for one process that trains: the config is written, or compared with the run's.
 
-        A run that has finished is only checked. What a killed process left unfinished is cleared away.
+        A run that has finished is only compared. What a killed process left unfinished is cleared away.
 
         Raises:
-            InvalidOption: If another process trains there, the run began with another config, or the folder holds
-                something else.
+            InvalidOption: If another process trains there, the run began with another config (names what differs), or
+                the folder holds something else.
         """
-        if (self.path / "config.json").exists() and self._has_begun():
-            self.begin(config)  # before anything is touched
+        wanted = json.loads(json.dumps(config))
+        self._has_begun(wanted)  # before anything is touched
         if self.finished:
             yield
             return
-        self._make()
         with alone(self.path, _LOCK):
-            self.begin(config)
+            if not self._has_begun(wanted):  # again: another process may have been quicker
+                self.write_json("versions.json", _versions())
+                self.write_json("config.json", wanted)
             yield
 
-    def begin(self, config: Mapping[str, Any]) -> None:
-        """Write the config, or check that it is the one that the run began with.
-
-        Raises:
-            InvalidOption: If the run began with another config (names what differs), or the folder holds
-                something else.
-        """
-        wanted = json.loads(json.dumps(config))
-        if (self.path / "config.json").exists() and self._has_begun():
-            changed = differences(with_defaults(self.config), with_defaults(wanted))
-            if changed:
-                raise InvalidOption(
-                    f"{self.path}: the run began with another config; {'; '.join(changed)}. Give another --out, or "
-                    "the same options to go on."
-                )
-            return
-        self._make()
-        self.write_json("versions.json", _versions())
-        self.write_json("config.json", wanted)
-
-    def _make(self) -> None:
-        """Make the folder, unless it holds something else."""
+    def _has_begun(self, wanted: Mapping[str, Any]) -> bool:
+        """Whether there is more than a mistake before the first step, or a kill there, leaves; makes the folder."""
         try:
-            if self.path.exists() and self._has_begun() and not (self.path / "config.json").exists():
+            begun = self.path.exists() and any(
+                file.name not in _AT_FIRST and file.suffix != TEMPORARY for file in self.path.iterdir()
+            )
+            if begun and not (self.path / "config.json").exists():
                 raise InvalidOption(f"{self.path}: not empty and not a run; give another --out.")
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InvalidOption(f"{self.path}: no folder can be made there ({error.strerror or error}).") from error
-
-    def _has_begun(self) -> bool:
-        """Whether there is more than what a mistake before the first step, or a kill there, leaves."""
-        return any(file.name not in _AT_FIRST and file.suffix != TEMPORARY for file in self.path.iterdir())
+        changed = differences(with_defaults(self.config), with_defaults(wanted)) if begun else []
+        if changed:
+            raise InvalidOption(
+                f"{self.path}: the run began with another config; {'; '.join(changed)}. Give another --out, or "
+                "the same options to go on."
+            )
+        return begun
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file, completely or not at all."""
@@ -168,7 +155,7 @@ class RunFolder:
         from safetensors.torch import save
 
         weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-        write_atomically(self.path / "model.safetensors", save(weights))
+        write_atomically(self.weights, save(weights))
         normalize = transform.normalize
         about: dict[str, Any] = {"kind": "none", "size": None if transform.size is None else list(transform.size)}
         if isinstance(normalize, Standardize):

@@ -71,7 +71,7 @@ class FaceClassifier(pl.LightningModule):
     """A model, its images' transform and a recipe's loss, optimizer and schedule, for any of Lightning's trainers.
 
     What a recipe has of plateaus and averaged weights is done by callbacks, ``Plateau(recipe)`` and
-    ``MovingAverage(decay)``; ``fit`` gives them to its trainer, and so has whoever makes another.
+    ``MovingAverage(decay)``; ``fit`` gives them to its trainer, and whoever makes another gives it them.
 
     Args:
         model: From images to logits.
@@ -155,18 +155,20 @@ class FaceClassifier(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss (plain cross-entropy) and accuracy of a batch."""
-        logits = self(self.pictures(batch)[0]).float()
-        self._tallies["val"].add(F.cross_entropy(logits, batch.labels), logits, batch.labels)
+        self._look_at("val", batch, batch_idx)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss (plain cross-entropy) and accuracy of a batch."""
-        logits = self(self.pictures(batch)[0]).float()
-        self._tallies["test"].add(F.cross_entropy(logits, batch.labels), logits, batch.labels)
+        self._look_at("test", batch, batch_idx)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Logits of a batch. Shape: (b, classes)."""
         logits: Tensor = self(self.pictures(batch)[0]).float()
         return logits
+
+    def _look_at(self, name: str, batch: Batch, batch_idx: int) -> None:
+        logits = self.predict_step(batch, batch_idx)
+        self._tallies[name].add(F.cross_entropy(logits, batch.labels), logits, batch.labels)
 
     def on_fit_start(self) -> None:
         """Have the teachers where the model is, and nothing of a training that was broken off."""
