@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ferattn.errors import Diverged, InvalidInput, InvalidOption, UnknownChoice
-from ferattn.training import Machine, Predictions, RunFolder, fit
+from ferattn.training import Machine, Predictions, RunFolder, fit, fitting
 from training import faces
 
 CPU = Machine(accelerator="cpu")
@@ -286,8 +286,13 @@ def _interrupt(monkeypatch: pytest.MonkeyPatch, name: str, count: int) -> None:
     monkeypatch.setattr(callbacks, "write_atomically", cut)
 
 
+def _kill(*_: object, **__: object) -> None:
+    raise _Killed
+
+
 SETTINGS = {
     "plain": {},
+    "steps": {"schedule": "steps", "step_epochs": (2,), "step_factors": (0.1,), "ema_decay": 0.8},
     "plateau": {"schedule": "plateau", "plateau_patience": 0, "lr": 0.05},
     "averaged": {"ema_decay": 0.8, "augmentation": "strong", "optimizer": "sgd", "schedule": "cosine"},
     "one-cycle": {"schedule": "one-cycle"},
@@ -335,6 +340,60 @@ def test_an_interrupted_run_ends_in_the_same_weights(
     assert same(whole, resumed)
     first, second = ([row | {"seconds": 0.0} for row in rows_of(folder)] for folder in (whole, resumed))
     assert first == second
+
+
+@pytest.mark.parametrize("settings", ["plain", "plateau", "steps"])
+@pytest.mark.parametrize(
+    ("first", "name", "count"), [(9, "last.ckpt", 2), (2, "predictions", 1), (3, "metrics.csv", 3)]
+)
+def test_more_epochs_or_fewer_while_it_runs(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole_runs: Callable[[str], RunFolder],
+    settings: str,
+    first: int,
+    name: str,
+    count: int,
+) -> None:
+    """Interrupted within its epochs, or after the last one, it ends as a run that was always to have four."""
+    whole = whole_runs(settings)
+    with monkeypatch.context() as patch:
+        if name == "predictions":
+            patch.setattr(fitting, "_predict", _kill)
+        else:
+            _interrupt(patch, name, count)
+        with pytest.raises(_Killed):
+            run(tmp_path / "cut", model=_model(), **{"epochs": 4} | SETTINGS[settings] | {"epochs": first})
+    resumed = run(tmp_path / "cut", model=_model(), **{"epochs": 4} | SETTINGS[settings])
+    assert same(whole, resumed)
+    assert whole.config == resumed.config
+    assert len(rows_of(resumed)) == 4 != first
+
+
+def test_epochs_that_may_not_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        _interrupt(patch, "last.ckpt", 3)
+        with pytest.raises(_Killed):
+            run(tmp_path / "run", epochs=9)
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    with pytest.raises(InvalidOption, match=r"recipe\.epochs was 9, now 2, and the run has 3 epochs behind it"):
+        run(tmp_path / "run", epochs=2)
+    with pytest.raises(
+        InvalidOption, match=r"another config; recipe\.lr was 0\.01, now 0\.5; recipe\.epochs was 9, now 4"
+    ):
+        run(tmp_path / "run", epochs=4, lr=0.5)
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+    run(tmp_path / "run", epochs=3)
+    with pytest.raises(InvalidOption, match=r"now 5, and the run has finished and was tested.*--warm-start"):
+        run(tmp_path / "run", epochs=5)
+    for number, planned in enumerate(({"schedule": "cosine"}, {"schedule": "one-cycle"}, {"mix_off_epochs": 1})):
+        planned = {"augmentation": "strong"} | planned
+        with monkeypatch.context() as patch:
+            _interrupt(patch, "last.ckpt", 1)
+            with pytest.raises(_Killed):
+                run(tmp_path / str(number), epochs=3, **planned)
+        with pytest.raises(InvalidOption, match=r"recipe\.epochs was 3, now 4, and its recipe depends on how many"):
+            run(tmp_path / str(number), epochs=4, **planned)
 
 
 def test_a_run_whose_folder_was_moved_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,8 @@ def fit(
     """Train, keep the best epoch, and test it once.
 
     A run that was interrupted, at any moment and in any way, is taken up again by the same call and ends in the
-    same weights as if it had not been; one that has finished is left as it is.
+    same weights as if it had not been; one that has finished is left as it is. Until then ``recipe.epochs`` may be
+    raised or lowered where :attr:`Recipe.open_ended` allows it: it ends as if it had always been to have so many.
 
     Args:
         model: From images to logits, its weights as training should start; it ends with those of the best epoch.
@@ -102,7 +103,7 @@ def fit(
         with _fast_arithmetic(machine):
             trainer = _trainer(folder, recipe, machine, history)
             if trainer.is_global_zero:
-                stack.enter_context(folder.claim(config))
+                stack.enter_context(folder.claim(config, open_ended=recipe.open_ended))
             if folder.finished:
                 if folder.weights.exists():
                     folder.load_weights(model)

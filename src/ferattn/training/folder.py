@@ -107,27 +107,34 @@ class RunFolder:
         return Predictions.load(self.path / f"predictions-{part}.npz")
 
     @contextmanager
-    def claim(self, config: Mapping[str, Any]) -> Iterator[None]:
+    def claim(self, config: Mapping[str, Any], *, open_ended: bool = False) -> Iterator[None]:
         """Have the folder for one process that trains: the config is written, or compared with the run's.
 
         A run that has finished is only compared. What a killed process left unfinished is cleared away.
+
+        Args:
+            config: What is asked for.
+            open_ended: The number of epochs may be another one than the run began with, but not less than it has
+                behind it. It is noted as if it had been so from the start.
 
         Raises:
             InvalidOption: If another process trains there, the run began with another config (names what differs), or
                 the folder holds something else.
         """
         wanted = json.loads(json.dumps(config))
-        self._has_begun(wanted)  # before anything is touched
+        self._has_begun(wanted, open_ended)  # before anything is touched
         if self.finished:
             yield
             return
         with alone(self.path, _LOCK):
-            if not self._has_begun(wanted):  # again: another process may have been quicker
+            begun = self._has_begun(wanted, open_ended)  # again: another process may have been quicker
+            if not begun:
                 self.write_json("versions.json", _versions())
+            if not begun or _epochs(self.config) != _epochs(wanted):
                 self.write_json("config.json", wanted)
             yield
 
-    def _has_begun(self, wanted: Mapping[str, Any]) -> bool:
+    def _has_begun(self, wanted: Mapping[str, Any], open_ended: bool) -> bool:
         """Whether there is more than a mistake before the first step, or a kill there, leaves; makes the folder."""
         try:
             begun = self.path.exists() and any(
@@ -139,12 +146,32 @@ class RunFolder:
         except OSError as error:
             raise InvalidOption(f"{self.path}: no folder can be made there ({error.strerror or error}).") from error
         changed = differences(with_defaults(self.config), with_defaults(wanted)) if begun else []
-        if changed:
+        epochs = [line for line in changed if line.startswith("recipe.epochs ")]
+        if changed == epochs != []:
+            self._may_end_elsewhere(wanted, epochs[0], open_ended)
+        elif changed:
             raise InvalidOption(
                 f"{self.path}: the run began with another config; {'; '.join(changed)}. Give another --out, or "
                 "the same options to go on."
             )
         return begun
+
+    def _may_end_elsewhere(self, wanted: Mapping[str, Any], change: str, open_ended: bool) -> None:
+        """Refuse another number of epochs for a run that was tested, is planned by it, or has more behind it."""
+        if self.finished:
+            raise InvalidOption(
+                f"{self.path}: {change}, and the run has finished and was tested. Give another --out; "
+                "--warm-start begins a new run with its weights."
+            )
+        if not open_ended:
+            raise InvalidOption(
+                f"{self.path}: {change}, and its recipe depends on how many there are (schedule 'cosine' or "
+                "'one-cycle', or mix_off_epochs). Give another --out, or the same options to go on."
+            )
+        metrics = self.path / "metrics.csv"
+        behind = len(metrics.read_text(encoding="utf-8").splitlines()) - 1 if metrics.exists() else 0
+        if _epochs(wanted) < behind:
+            raise InvalidOption(f"{self.path}: {change}, and the run has {behind} epochs behind it.")
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file, completely or not at all."""
@@ -247,6 +274,10 @@ def differences(was: Any, now: Any, at: str = "") -> list[str]:
             line for row, pair in enumerate(zip(was, now, strict=True)) for line in differences(*pair, f"{at}.{row}")
         ]
     return [] if was == now else [f"{at} was {_short(was)}, now {_short(now)}"]
+
+
+def _epochs(config: Mapping[str, Any]) -> int:
+    return int(config["recipe"]["epochs"])
 
 
 def _short(value: Any) -> str:

@@ -149,6 +149,11 @@ class Recipe:
         if self.layer_decay != 1 and self.optimizer != "adamw":
             raise InvalidOption(f"layer_decay={self.layer_decay!r}: works with the optimizer 'adamw' only.")
 
+    @property
+    def open_ended(self) -> bool:
+        """Whether no epoch depends on how many there will be, so that a run may get more or fewer."""
+        return self.schedule not in ("cosine", "one-cycle") and not self.mix_off_epochs
+
     def never_reached(self) -> list[str]:
         """What a run that was shortened is short of, a line for each."""
         lines = []
