@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from ferattn import create_model
+from ferattn.shapes import shapes_only
 
 
 def hollow(name: str, **options: Any) -> Any:
@@ -15,6 +14,6 @@ def hollow(name: str, **options: Any) -> Any:
     Nothing is initialised. A forward pass of ResNet-152 takes a quarter to a tenth of one on the meta device, where
     PyTorch goes through Python for every operation.
     """
-    with torch.device("meta"):
+    with shapes_only():
         model: Any = create_model(name, **options)
     return model.to_empty(device="cpu").eval()

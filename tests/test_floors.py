@@ -11,7 +11,7 @@ PACKAGE = Path(ferattn.__file__).parent
 
 # A room may import from the floors below its own, and from inside itself.
 FLOORS = [
-    {"errors", "files", "pools", "reference", "entrypoints", "smoothing", "wrappers", "processors"},
+    {"errors", "files", "pools", "reference", "entrypoints", "smoothing", "wrappers", "processors", "shapes"},
     {"statistics"},
     {"heads", "kernels"},
     {"activations", "attention", "placements", "cnn", "stems", "tail_graphs"},

@@ -14,6 +14,7 @@ from torch import nn
 from ferattn import create_model
 from ferattn.errors import InvalidOption
 from ferattn.heads import FittedHead, fold_stretch
+from ferattn.shapes import shapes_only
 
 
 def test_it_is_flattening_and_linear_layers() -> None:
@@ -63,7 +64,7 @@ def test_folding_the_stretch_loses_nothing(h: int, w: int, big_h: int, big_w: in
     ("size", "cells"), [(32, 1), (48, 2), (64, 2), (80, 2), (96, 3), (112, 3), (128, 4), (224, 7), (448, 7)]
 )
 def test_how_sizes_round_in_vgg(size: int, cells: int) -> None:
-    with torch.device("meta"):
+    with shapes_only():
         model = create_model("vgg16", img_size=size)
         assert model.pre_logits.kernel == (cells, cells)
         assert model(torch.empty(2, 1, size, size)).shape == (2, 7)
@@ -72,7 +73,7 @@ def test_how_sizes_round_in_vgg(size: int, cells: int) -> None:
 
 
 def test_the_papers_parameter_counts() -> None:
-    with torch.device("meta"):
+    with shapes_only():
         for size in (48, 80):
             counts = {
                 name: sum(p.numel() for p in create_model(name, img_size=size).parameters())
@@ -86,7 +87,7 @@ def test_the_papers_parameter_counts() -> None:
 
 
 def test_pictures_need_not_be_square() -> None:
-    with torch.device("meta"):
+    with shapes_only():
         model = create_model("vgg16_bn", img_size=(48, 80))
         assert model.pre_logits.kernel == (2, 3)  # the last pool rounds up for both sides or for none
         assert model(torch.empty(2, 1, 48, 80)).shape == (2, 7)
@@ -100,7 +101,7 @@ def test_too_small_a_picture_is_refused(name: str, size: int, smallest: int) -> 
 
 @pytest.mark.parametrize("act", [nn.ELU, "elu", partial(nn.ELU, alpha=0.5)])
 def test_the_head_of_a_vgg_has_the_backbones_activation(act: object) -> None:
-    with torch.device("meta"):
+    with shapes_only():
         model = create_model("vgg11", act_layer=act)
     acts = [module for module in model.modules() if isinstance(module, nn.ELU)]
     assert len(acts) == 10

@@ -17,6 +17,7 @@ from ferattn import CBAM, ECA, SE, attach
 from ferattn.backbones import build_backbone
 from ferattn.errors import InvalidOption, NoSite, UnknownChoice
 from ferattn.placements import PLACEMENTS, default_placement
+from ferattn.shapes import shapes_only
 
 # Sites by backbone and placement; what is not here must raise.
 COUNTS = {
@@ -44,7 +45,7 @@ COUNTS = {
 
 
 def _meta(name: str) -> nn.Module:
-    with torch.device("meta"):
+    with shapes_only():
         return timm.create_model(name, in_chans=1, num_classes=7)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from ferattn.attention import CBAM, ECA, SE
 from ferattn.errors import InvalidInput, InvalidOption, UnknownChoice
 from ferattn.published import blocks, build, networks, published_count
+from ferattn.shapes import shapes_only
 
 # Counts of the authors' networks in TensorFlow 2.12; their code builds VGG-19 complete, the table prints it without
 # one convolution.
@@ -25,7 +26,7 @@ def split(name: str) -> tuple[str, str | None]:
 
 
 def counted(name: str, **options: object) -> int:
-    with torch.device("meta"):
+    with shapes_only():
         return published_count(build(*split(name), **options))
 
 
@@ -43,7 +44,7 @@ def test_complete_vgg19_has_the_convolution_that_the_table_lacks() -> None:
     "name", ["vgg16_se", "vgg19", "resnet50_eca", "resnet50_cbam", "resnetv2_50", "resnetv2_50_se"]
 )
 def test_networks_run_and_every_parameter_gets_a_gradient(name: str) -> None:
-    with torch.device("meta"):
+    with shapes_only():
         model = build(*split(name))
         logits = model(torch.randn(2, 1, 48, 48))
     assert logits.shape == (2, 7)
@@ -142,7 +143,7 @@ def test_vgg_adds_attention_to_its_input(monkeypatch: pytest.MonkeyPatch) -> Non
     ("place", "blocks_in_vgg16"), [("every-conv", 13), ("stages", 5), ("before-fc", 1), ("layers-11-14", 2)]
 )
 def test_places_of_vgg(place: str, blocks_in_vgg16: int) -> None:
-    with torch.device("meta"):
+    with shapes_only():
         model = build("vgg16", "se", place=place)
     assert len(model.attention_paths) == blocks_in_vgg16
 

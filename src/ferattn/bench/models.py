@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import timm
-import torch
 from torch import nn
 
 from ferattn.attention import ATTENTION
@@ -16,6 +15,7 @@ from ferattn.bench.plan import DTYPES, Case, Group, Request
 from ferattn.errors import UnknownChoice, choose, closest
 from ferattn.factory import create_model, list_models
 from ferattn.measure import Candidate, count
+from ferattn.shapes import shapes_only
 from ferattn.spec import ModelSpec
 
 __all__ = ["AGAINST", "QUICK", "groups", "missing_counterparts"]
@@ -178,5 +178,5 @@ def _case(
 
 
 def _meta(build: Callable[[], nn.Module]) -> nn.Module:
-    with torch.device("meta"):
+    with shapes_only():
         return build()

@@ -41,8 +41,9 @@ def show(
     import torch
 
     from ferattn import create_model
+    from ferattn.shapes import shapes_only
 
-    with torch.device("meta"):
+    with shapes_only():
         model: Any = create_model(
             name, img_size=img_size, in_chans=in_chans, num_classes=num_classes, placement=placement
         ).eval()

@@ -80,10 +80,9 @@ def summaries(finished: Finished, plan: Grid) -> dict[Cell, Summary]:
 
 def costs(finished: Finished, known: Mapping[Cell, tuple[int, int]] | None = None) -> dict[Cell, tuple[int, int]]:
     """Parameters, and operations for one picture, of each cell's model as its runs built it."""
-    import torch
-
     from ferattn.cli.train import build_model
     from ferattn.measure import count
+    from ferattn.shapes import shapes_only
     from ferattn.training import Recipe
 
     found = dict(known or {})
@@ -92,7 +91,7 @@ def costs(finished: Finished, known: Mapping[Cell, tuple[int, int]] | None = Non
             continue
         config = run.config
         recipe = Recipe().changed(config["recipe"])
-        with torch.device("meta"):
+        with shapes_only():
             model = build_model(cell.model, recipe, classes=len(config["data"]["classes"]), pretrained=False)
         counted = count(model, (recipe.channels, recipe.size, recipe.size))
         found[cell] = (counted.parameters, counted.flops)

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Any
 
-import torch
 from torch import nn
 
 from ferattn.factory import create_model
 from ferattn.published.ledger import Ledger, difference, ledger
 from ferattn.published.networks import CLASSES, IMAGE, build, published_count
+from ferattn.shapes import shapes_only
 
 __all__ = ["Row", "printed_figures", "published_tables"]
 
@@ -122,7 +122,7 @@ def _entries() -> Iterator[_Entry]:
 
 def _row(entry: _Entry) -> Row:
     attention, options = entry.attention, entry.attention_options
-    with torch.device("meta"):
+    with shapes_only():
         theirs = build(entry.backbone, attention, place=entry.place or "before-fc", attention_options=options)
         ours = create_model(
             f"{entry.backbone}_{attention}" if attention else entry.backbone,
@@ -222,7 +222,7 @@ _ODDITIES = (_misprint, _shifted, _missing_convolution, _each_stage, _underivabl
 
 
 def _count(backbone: str, attention: str | None, **options: Any) -> int:
-    with torch.device("meta"):
+    with shapes_only():
         return published_count(build(backbone, attention, **options))
 
 
