@@ -46,6 +46,10 @@ class InvalidInput(FerattnError, ValueError):
     """Data of the wrong kind: the shape or dtype of a tensor, an unreadable picture, a malformed file."""
 
 
+class DetectorFailed(InvalidInput):
+    """A picture at which a face detector failed with an error of its own; that is its cause."""
+
+
 class NotCompiled(InvalidOption):
     """A module that ``torch.compile`` does not take."""
 

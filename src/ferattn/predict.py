@@ -24,19 +24,11 @@ from torch import Tensor, nn
 from ferattn.data import AUGMENTATIONS, VIEWS, BatchTransform, Standardize, is_equalised, views
 from ferattn.data.contrast import mostly
 from ferattn.errors import InvalidInput, InvalidOption, choose, is_number, require_whole
-from ferattn.faces import (
-    Detector,
-    Face,
-    FaceTracker,
-    crop,
-    histogram_equalise,
-    make_detector,
-    read_picture,
-    read_video,
-)
+from ferattn.faces import Detector, Face, FaceTracker, crop, histogram_equalise, read_picture, read_video
 from ferattn.faces.crops import Color, check_crop_options, is_outside
+from ferattn.faces.detectors import ask, make_detector
 from ferattn.faces.pictures import Channels, Picture
-from ferattn.factory import create_model
+from ferattn.factory import create_model, register
 from ferattn.shipped import read_config, read_folder, shipped_names
 from ferattn.smoothing import Smoother
 from ferattn.spec import ModelSpec, architecture_name
@@ -142,6 +134,7 @@ def open_pretrained(name: str) -> Pretrained:
     channels, height, width = of_shipped.get("input_size") or (1, 48, 48)
     model: Any
     if local:
+        register(shipped["architecture"])  # timm opens what it knows, and it may be none of list_models()
         model = timm.create_model(name, pretrained=True)
     else:
         outputs = shipped.get("num_classes", 7)
@@ -291,7 +284,7 @@ class EmotionRecognizer:
             channels: ``"rgb"`` or ``"bgr"`` for a colour array.
 
         Raises:
-            InvalidInput: If the picture cannot be read.
+            InvalidInput: If the picture cannot be read, or the detector fails at it.
         """
         return next(self.stream([picture], channels=channels))
 
@@ -305,7 +298,8 @@ class EmotionRecognizer:
             channels: ``"rgb"`` or ``"bgr"`` for colour arrays.
 
         Raises:
-            InvalidInput: If a picture cannot be read; what came before has been handed out then, as for any error.
+            InvalidInput: If a picture cannot be read, or the detector fails at it; what came before has been handed
+                out then, as for any error, and the same iterator of pictures goes on behind it.
         """
         waiting: list[list[Face]] = []
         crops: list[NDArray[np.uint8]] = []
@@ -332,10 +326,10 @@ class EmotionRecognizer:
         Shape: each crop (size, size), or (size, size, 3) in colour
 
         Raises:
-            InvalidInput: If the picture cannot be read.
+            InvalidInput: If the picture cannot be read, or the detector fails at it.
         """
         image = read_picture(picture, channels=channels)
-        inside = (face for face in self.detector(image) if not is_outside(face, *image.shape[1::-1]))
+        inside = (face for face in ask(self.detector, image) if not is_outside(face, *image.shape[1::-1]))
         faces = sorted(inside, key=lambda face: face.area, reverse=True)
         return [(face, self._crop(image, face)) for face in faces]
 

@@ -9,12 +9,16 @@ from ferattn.errors import InvalidInput, InvalidOption, is_number
 
 __all__ = ["Smoother"]
 
+_FORGOTTEN = 80
+"""Half-lives after which nothing is left of a weight: 2^-80, of the thousands that frames may sum up to."""
+
 
 class Smoother:
     """The weighted mean of what a track showed until now, for one frame after the other.
 
     With p the probabilities at the times t up to now, it is the sum of 2^-((now - t) / half_life) p over the sum of
-    those weights: the first frame counts as it is, and frames at changing rates as their times say.
+    those weights: the first frame counts as it is, and frames at changing rates as their times say. A track that is
+    80 half-lives behind the newest frame is forgotten, so a camera may run for ever; it would count no more.
 
     Args:
         half_life: Seconds after which a frame counts half; 0 forgets at once.
@@ -33,7 +37,7 @@ class Smoother:
         if not is_number(half_life) or not 0 <= half_life < math.inf:
             raise InvalidOption(f"a half-life of {half_life!r}: seconds, 0 or more.")
         self.half_life = half_life
-        # By track: when it was last, the sum of the weights, the weighted sums.
+        # By track, the one that was seen last at the end: when that was, the sum of the weights, the weighted sums.
         self._seen: dict[int, tuple[float, float, dict[str, float]]] = {}
 
     def __call__(self, track: int, probabilities: Mapping[str, float], seconds: float) -> dict[str, float]:
@@ -56,5 +60,8 @@ class Smoother:
             raise InvalidInput(f"probabilities of {', '.join(probabilities)}; they were of {', '.join(sums)}.")
         kept = 0.5 ** ((seconds - before) / self.half_life)
         weight, sums = kept * weight + 1, {name: kept * sums[name] + new for name, new in probabilities.items()}
+        self._seen.pop(track, None)
         self._seen[track] = (seconds, weight, sums)
+        while seconds - next(iter(self._seen.values()))[0] > _FORGOTTEN * self.half_life:
+            del self._seen[next(iter(self._seen))]
         return {name: total / weight for name, total in sums.items()}

@@ -41,6 +41,27 @@ def test_a_drawing_for_each_face(pictures: Path, tmp_path: Path) -> None:
     assert (out / "two-1.png").read_bytes() == (out / "two-1-2.png").read_bytes()
 
 
+def test_a_detector_that_fails_costs_one_picture(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ferattn.faces.detectors import WholePicture
+
+    Image.fromarray(np.full((33, 44), 9, np.uint8)).save(pictures / "odd.png")
+    usual = WholePicture.__call__
+
+    def shaky(self, image):
+        if image.shape[:2] == (33, 44):
+            raise RuntimeError("odd")
+        return usual(self, image)
+
+    monkeypatch.setattr(WholePicture, "__call__", shaky)
+    told = run("explain", pictures, "--out", tmp_path / "out", "--detector", "none")
+    assert told.startswith("0 "), told
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one-1.png", "two-1.png"]
+    assert "pictures: 4, not readable: 2, drawn: 2" in told
+    assert "odd.png  the detector 'none' failed: RuntimeError: odd" in told
+
+
 def test_every_option_reaches_what_is_drawn(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
     monkeypatch.setattr(ferattn.cli.explain, "_draw", lambda path, face: drawn.append(face))

@@ -210,6 +210,37 @@ def test_what_was_seen_before_an_interruption_is_kept(
     assert len(rows(tmp_path / "x.csv")) == 2
 
 
+def test_a_detector_that_fails_costs_one_picture(
+    smile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ferattn.faces.detectors import WholePicture
+
+    folder = tmp_path / "folder"
+    for name in ("a.png", "c.png", "d.png"):
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_bytes(smile.read_bytes())
+    (folder / "b.png").write_bytes(b"no picture")
+    Image.fromarray(np.full((33, 44, 3), 9, np.uint8)).save(folder / "cc.png")
+    usual = WholePicture.__call__
+
+    def shaky(self, image):
+        if image.shape[:2] == (33, 44):
+            raise cv2.error("(-215:Assertion failed)")
+        return usual(self, image)
+
+    monkeypatch.setattr(WholePicture, "__call__", shaky)
+    files = ("--csv", tmp_path / "x.csv")
+    told = run("predict", folder, folder / "cc.png", "--detector", "none", *files)
+    assert told.startswith("0 ")
+    assert "pictures and frames: 6, faces: 3, without a face: 0, not readable: 3" in told
+    lines = [(Path(line["picture"]).name, line["problem"]) for line in rows(tmp_path / "x.csv")]
+    failed = "the detector 'none' failed: error: (-215:Assertion failed)"
+    assert [name for name, _ in lines] == ["a.png", "b.png", "c.png", "cc.png", "d.png", "cc.png"]
+    assert [problem for _, problem in lines[2:]] == ["", failed, "", failed]
+    assert lines[0][1] == ""
+    assert lines[1][1]
+
+
 def test_faces_below_the_least_score_are_left_out(smile: Path, yunet_onnx: Path, tmp_path: Path) -> None:
     for score, faces in (("0.9", 1), ("0.99", 0)):
         told = run("predict", smile, "--detector", "yunet", "--weights", yunet_onnx, "--min-score", score)

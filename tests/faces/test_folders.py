@@ -301,7 +301,9 @@ def test_a_detector_that_fails_on_one_picture_is_told_and_asked_again(pictures, 
     out = tmp_path / "out"
     summary = crop_folder(pictures, out, detector=named(shaky))
     assert (summary.kept, dict(summary.dropped)) == (3, {"detector failed": 1})
-    assert report(out)["sad/a.png"]["detail"] == "RuntimeError: (-215:Assertion failed) in function 'resize'"
+    assert report(out)["sad/a.png"]["detail"] == (
+        "the detector 'shaky' failed: RuntimeError: (-215:Assertion failed) in function 'resize'"
+    )
     dark = np.zeros(0)
     summary = crop_folder(pictures, out, detector=named(shaky))
     assert (summary.kept, summary.resumed) == (4, 3)

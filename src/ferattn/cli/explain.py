@@ -97,7 +97,7 @@ def _crops(
     recognizer: EmotionRecognizer, sources: Iterable[Path]
 ) -> Iterator[tuple[str, str, list[NDArray[np.uint8]]]]:
     """Of each picture where it is, what the problem is, and the faces in it."""
-    from ferattn.errors import InvalidInput
+    from ferattn.errors import DetectorFailed, InvalidInput
     from ferattn.faces.sources import open_source
 
     for source in sources:
@@ -107,7 +107,11 @@ def _crops(
                 continue
             with open_source(source) as files:
                 for where, problem, image in read_pictures(files, files.items(), source):
-                    found = [] if image is None else recognizer.crops(image, channels="rgb")
+                    found = []
+                    try:
+                        found = [] if image is None else recognizer.crops(image, channels="rgb")
+                    except DetectorFailed as error:
+                        problem = str(error)
                     yield where, problem, [cut for _, cut in found]
         except InvalidInput as error:
             yield str(source), str(error), []

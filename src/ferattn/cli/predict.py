@@ -154,6 +154,7 @@ def _look_into(
     recognizer: EmotionRecognizer, source: Path, video: Callable[[Path], Iterator[Frame]]
 ) -> Iterator[_Looked]:
     """The pictures of a folder or a zip, one after the other, and the videos of a folder."""
+    from ferattn.errors import DetectorFailed
     from ferattn.faces.sources import open_source
 
     notes: deque[_Looked] = deque()  # what has been read, and not been handed out
@@ -168,10 +169,20 @@ def _look_into(
                 if image is not None:
                     yield image
 
-        for faces in recognizer.stream(pictures(), channels="rgb"):
+        def with_outcome(**outcome: Any) -> Iterator[_Looked]:
+            """What could not be read, and the first picture that could."""
             while notes[0].problem:
                 yield notes.popleft()
-            yield replace(notes.popleft(), faces=faces)
+            yield replace(notes.popleft(), **outcome)
+
+        left, over = pictures(), False
+        while not over:
+            try:
+                for faces in recognizer.stream(left, channels="rgb"):
+                    yield from with_outcome(faces=faces)
+                over = True
+            except DetectorFailed as error:  # at one picture; those behind it are worth a try
+                yield from with_outcome(problem=str(error))
         yield from notes
     if source.is_dir():
         yield from _look(recognizer, [source / name for name in videos], video)

@@ -17,7 +17,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ferattn.errors import InvalidInput, InvalidOption, MissingDependency, WeightsMismatch, choose
+from ferattn.errors import (
+    DetectorFailed,
+    FerattnError,
+    InvalidInput,
+    InvalidOption,
+    MissingDependency,
+    WeightsMismatch,
+    choose,
+)
 from ferattn.faces.cascade import cascade
 from ferattn.faces.face import Detector, Face
 from ferattn.faces.pictures import Channels, Picture, read_picture
@@ -31,6 +39,7 @@ __all__ = [
     "CallableDetector",
     "Several",
     "WholePicture",
+    "ask",
     "auto",
     "best_available",
     "detect",
@@ -207,13 +216,29 @@ def detect(
 
     Raises:
         InvalidInput: If the picture cannot be read.
+        DetectorFailed: If the detector fails at it with an error of its own.
         UnknownChoice: If there is no such detector.
 
     >>> detect(np.zeros((20, 10), np.uint8), "none")[0].box
     (0.0, 0.0, 10.0, 20.0)
     """
     built = make_detector(detector)
-    return built(read_picture(image, channels=channels))
+    return ask(built, read_picture(image, channels=channels))
+
+
+def ask(detector: Detector, image: NDArray[np.uint8]) -> list[Face]:
+    """The faces that a detector finds.
+
+    Raises:
+        DetectorFailed: If it fails with an error of its own, which another picture need not meet.
+    """
+    try:
+        return detector(image)
+    except (FerattnError, MemoryError):
+        raise  # an impossible option, or nothing that the next picture would not meet too
+    except Exception as error:
+        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise DetectorFailed(f"the detector {detector.name!r} failed: {told}") from error
 
 
 def _largest(faces: list[Face]) -> Face | None:

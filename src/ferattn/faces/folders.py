@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ferattn.errors import FerattnError, InvalidInput, InvalidOption, choose
+from ferattn.errors import DetectorFailed, FerattnError, InvalidInput, InvalidOption, choose
 from ferattn.faces.crops import Color, Padding, check_crop_options, crop
-from ferattn.faces.detectors import SEVERAL, Several, best_available, make_detector, pick
+from ferattn.faces.detectors import SEVERAL, Several, ask, best_available, make_detector, pick
 from ferattn.faces.face import Detector, Face
 from ferattn.faces.illumination import GRAY_ONLY, ILLUMINATION, illuminate
 from ferattn.faces.journal import LOCK, Journal, Row, claim
@@ -92,12 +92,9 @@ class _Cutter:
         except InvalidInput as error:
             return Row(item.name, reason="unreadable", detail=str(error), stamp=item.stamp)
         try:
-            faces = detector(image)
-        except (FerattnError, MemoryError):
-            raise  # an impossible option, or nothing that the next picture would not meet too
-        except Exception as error:
-            told = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            return Row(item.name, reason=_FAILED, detail=told, stamp=item.stamp)
+            faces = ask(detector, image)
+        except DetectorFailed as error:
+            return Row(item.name, reason=_FAILED, detail=str(error), stamp=item.stamp)
         face, reason = pick(faces, self.several), ""
         if face is None and faces:
             return Row(item.name, reason="several faces", faces=str(len(faces)), stamp=item.stamp)
