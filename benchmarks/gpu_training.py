@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ferattn.cli.jobs import build_model
 from ferattn.cli.study import Cell, Grid, carry_out_study, load_grid
-from ferattn.cli.train import build_model
 from ferattn.cli.workers import gpus
 from ferattn.data import open_dataset
 from ferattn.errors import FerattnError, InvalidOption

@@ -17,8 +17,9 @@ def page() -> str:
     for name in list_recipes():
         recipe = load_page(name)
         lines += ["", f"## {name}", "", recipe.summary, "", f"Source: {recipe.source}."]
-        for title, topics in (("What it says", recipe.says), ("What was chosen", recipe.chose)):
-            lines += ["", f"### {title} ({name})", ""]
+        for title, topics in (("What the paper says", recipe.says), ("What was chosen", recipe.chose)):
+            if topics:
+                lines += ["", f"### {title} ({name})", ""]
             lines += [f"- {topic}: {text}" for topic, text in topics.items()]
         lines += ["", f"### Settings ({name})", "", "| where | key | value |", "|---|---|---|"]
         tables = {"everywhere": recipe.settings}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +50,29 @@ def test_importing_costs_little_over_timm() -> None:
     assert min(float(_run(script)) for _ in range(3)) < 0.2
 
 
+def test_published_weights_need_no_lightning_and_runs_say_that_they_do(tmp_path: Path) -> None:
+    """In a process without it; from a folder, too, of a model that ``list_models`` does not list."""
+    weights = Path(ferattn.__file__).parent / "pretrained" / "cnn_se"
+    shutil.copytree(weights, tmp_path / "mine")
+    config = json.loads((weights / "config.json").read_text())
+    (tmp_path / "mine" / "config.json").write_text(json.dumps(config | {"architecture": "cnn_se_hardswish"}))
+    script = (
+        "import sys; from pathlib import Path; sys.modules['lightning'] = None\n"
+        "from ferattn.errors import MissingDependency\n"
+        "from ferattn.cli.evaluate import open_weights\n"
+        "print(open_weights(None, None).name)\n"
+        f"found = open_weights('local-dir:{tmp_path / 'mine'}', None)\n"
+        "print(found.model.spec, found.classes[3])\n"
+        "try:\n    open_weights(None, Path('run'))\n"
+        "except MissingDependency as error:\n    print(error)\n"
+    )
+    assert _run(script).splitlines() == [
+        "cnn_se.strong_fer2013",
+        "cnn_se_hardswish happy",
+        'training needs lightning: pip install "ferattn[train]"',
+    ]
+
+
 @pytest.mark.parametrize("module", ["ferattn", "ferattn.errors", "ferattn.reference", "ferattn.attention"])
 def test_every_name_in_all_exists(module: str) -> None:
     import importlib
@@ -56,8 +82,6 @@ def test_every_name_in_all_exists(module: str) -> None:
 
 
 def test_torch_hub_opens_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pathlib import Path
-
     import torch
 
     root = str(Path(__file__).resolve().parents[1])

@@ -193,10 +193,20 @@ def test_a_report_says_what_its_intervals_are_over(tmp_path: Path, people: int, 
     assert f"| seeds and {unit} |" in report
     assert ("Not honest: 18 of 18 runs" in report) == (people == 1)
     assert "80 test images, 100 to 1000 training images" in report
-    before, after = ([accuracy[cell, seed] for seed in (0, 1, 2)] for cell in (cells[1], cells[3]))
-    ends = paired_t(before, after).interval
+    pairs = {
+        f"cnn_{cell.attention} - cnn{f' {share}' if share else ''}": (cells[row], cell)
+        for cell in cells[2:]
+        for row, share in [(0, "10 %") if cell.fraction < 1 else (1, "")]
+    }
+    by_t = {
+        name: paired_t(*([accuracy[cell, seed] for seed in (0, 1, 2)] for cell in pair))
+        for name, pair in pairs.items()
+    }
+    corrected = holm({name: test.p_value for name, test in by_t.items()})
+    ends = by_t["cnn_se - cnn"].interval
     line = next(line for line in report.splitlines() if line.startswith("| cnn_se - cnn |"))
     assert f"| {ends.low:+.2f} to {ends.high:+.2f} |" in line
+    assert f"| 3 | {by_t['cnn_se - cnn'].p_value:.4f} | {corrected['cnn_se - cnn'].adjusted:.4f} |" in line
     assert line.endswith(f"| {min(1, 4 * 0.25):.4f} |")  # four comparisons of three seeds
 
 

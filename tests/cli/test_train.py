@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from cli.running import FAST, run
 from data import trees
 from ferattn import create_model
-from ferattn.cli.train import _normalization, build_model
+from ferattn.cli.jobs import _normalization, build_model
 from ferattn.data import FaceDataset, open_dataset
 from ferattn.statistics import mcnemar, subject_sign_flip
 from ferattn.training import PRECISIONS, Predictions, Recipe, RunFolder, list_recipes, load_recipe, make_parts
@@ -398,6 +398,9 @@ def test_recipes_are_shown() -> None:
     said = run("recipes", "luo2023")
     assert "What the paper says" in said
     assert "lr = 0.002" in said
+    said = run("recipes", "strong")
+    assert "What was chosen" in said
+    assert "What the paper says" not in said
     assert "did you mean" in run("recipes", "luo203")
 
 

@@ -165,9 +165,12 @@ def open_published(name: str | None) -> Pretrained:
 def open_weights(model: str | None, checkpoint: Path | None) -> Pretrained:
     """A run's weights where there is one, else published ones: cnn_se's unless another model is named."""
     from ferattn.predict import open_pretrained
-    from ferattn.training import RunFolder
 
-    return open_pretrained(model or "cnn_se") if checkpoint is None else open_run(RunFolder(checkpoint), model)
+    if checkpoint is None:
+        return open_pretrained(model or "cnn_se")
+    from ferattn.training import RunFolder  # a run is for whoever trains: published weights need no Lightning
+
+    return open_run(RunFolder(checkpoint), model)
 
 
 def open_run(run: RunFolder, name: str | None) -> Pretrained:
@@ -190,7 +193,7 @@ def open_run(run: RunFolder, name: str | None) -> Pretrained:
 
 def open_trained(run: RunFolder, name: str | None) -> tuple[Any, BatchTransform, tuple[str, ...]]:
     """The network of a finished run, how it wants its images, and its classes."""
-    from ferattn.cli.train import build_model
+    from ferattn.cli.jobs import build_model
     from ferattn.errors import InvalidInput, InvalidOption
     from ferattn.training import Recipe
 

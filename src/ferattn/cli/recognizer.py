@@ -28,7 +28,12 @@ __all__ = [
     "read_pictures",
 ]
 
-ModelOption = Annotated[str | None, typer.Option(help="Whose published weights; by default cnn_se's.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Whose published weights, or local-dir:FOLDER with those of `ferattn ship`; by default cnn_se's."
+    ),
+]
 CheckpointOption = Annotated[Path | None, typer.Option(help="The folder of a run, instead.")]
 DetectorOption = Annotated[
     str, typer.Option(help="auto, yunet, yolo5face, cascade, or none: the whole picture is the face.")

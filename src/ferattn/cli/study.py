@@ -302,9 +302,9 @@ def _words(plan: Grid, cell: Cell, seed: int, folder: Path) -> list[str]:
 
 def _require_same_grid(run: RunFolder, plan: Grid, cell: Cell, seed: int) -> None:
     """Refuse to mix the runs of two grids in one report: everything a worker would be told now, said then."""
+    from ferattn.cli.jobs import asked, settings_of
     from ferattn.cli.ship import KINDS
     from ferattn.cli.teachers import teacher_origin
-    from ferattn.cli.train import asked, settings_of
     from ferattn.cli.workers import job_of
     from ferattn.errors import InvalidOption
     from ferattn.shipped import describe

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
-    from ferattn.cli.train import Job
+    from ferattn.cli.jobs import Job
     from ferattn.data import FaceDataset
     from ferattn.training import Recipe
 
@@ -203,7 +203,7 @@ def job_of(words: Sequence[str]) -> Job:
     import typer.main
 
     from ferattn.cli.app import app
-    from ferattn.cli.train import Job
+    from ferattn.cli.jobs import Job
     from ferattn.errors import InvalidOption
 
     command = typer.main.get_command(app).commands["train"]  # type: ignore[attr-defined]
@@ -222,7 +222,7 @@ def main() -> None:
 
     import torch
 
-    from ferattn.cli.train import carry_out
+    from ferattn.cli.jobs import carry_out
     from ferattn.data import open_dataset
     from ferattn.errors import FerattnError
     from ferattn.training import store

@@ -1,5 +1,13 @@
 """Training by recipe on Lightning, evaluation with intervals; takes modules and datasets, never names of models."""
 
+from ferattn.errors import MissingDependency
+
+try:
+    import lightning.pytorch as _  # noqa: F401  # before the modules that import it too
+except ImportError as error:
+    name = (error.name or "lightning").partition(".")[0]
+    raise MissingDependency(f'training needs {name}: pip install "ferattn[train]"') from error
+
 from ferattn.training.callbacks import MovingAverage, Plateau
 from ferattn.training.evaluation import evaluate, fit_temperature
 from ferattn.training.fitting import fit

@@ -6,21 +6,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from ferattn.data import Batch, BatchTransform, CachedDataset, FaceDataset, Mixer, make_loader
-from ferattn.errors import Diverged, InvalidInput, InvalidOption, MissingDependency
+from ferattn.errors import Diverged, InvalidInput, InvalidOption
 from ferattn.training.recipe import Recipe
 from ferattn.training.schedule import lr_factor
 from ferattn.training.teaching import Teachers, distillation_loss
-
-try:
-    import lightning.pytorch as pl
-    from lightning.pytorch.trainer.states import TrainerFn
-except ImportError as error:
-    raise MissingDependency(f'training needs {error.name}: pip install "ferattn[train]"') from error
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
