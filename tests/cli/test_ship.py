@@ -110,6 +110,16 @@ def test_models_without_an_emotion_classifier_are_refused(images: Path, tmp_path
         assert "no weights that classify emotions come with it. Options: cnn_se" in said
 
 
+def test_the_card_says_what_was_planned_before(images: Path, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    versions = json.loads((trained / "versions.json").read_text())
+    (tmp_path / "run" / "versions.json").write_text(json.dumps(versions | {"epochs_before": [9, 7]}))
+    said = run("ship", tmp_path / "run", tmp_path / "cnn_se", "--data", images, *TERMS)
+    assert said.startswith("0"), said
+    card = (tmp_path / "cnn_se" / "README.md").read_text()
+    assert "; asked for before: 9, 7) was chosen on" in " ".join(card.split())
+
+
 def test_weights_that_name_too_few_emotions_are_refused(images: Path, parcel: Path, tmp_path: Path) -> None:
     shutil.copytree(parcel, tmp_path / "parcel")
     config = json.loads((tmp_path / "parcel" / "config.json").read_text())

@@ -364,9 +364,11 @@ def test_more_epochs_or_fewer_while_it_runs(
             _interrupt(patch, name, count)
         with pytest.raises(_Killed):
             run(tmp_path / "cut", model=_model(), **{"epochs": 4} | SETTINGS[settings] | {"epochs": first})
-    resumed = run(tmp_path / "cut", model=_model(), **{"epochs": 4} | SETTINGS[settings])
+    with pytest.warns(UserWarning, match=f"cut: epochs=4 in place of {first}"):
+        resumed = run(tmp_path / "cut", model=_model(), **{"epochs": 4} | SETTINGS[settings])
     assert same(whole, resumed)
     assert whole.config == resumed.config
+    assert resumed.versions["epochs_before"] == [first]
     assert len(rows_of(resumed)) == 4 != first
 
 
@@ -383,7 +385,8 @@ def test_epochs_that_may_not_change(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ):
         run(tmp_path / "run", epochs=4, lr=0.5)
     assert (tmp_path / "run" / "config.json").read_bytes() == before
-    run(tmp_path / "run", epochs=3)
+    with pytest.warns(UserWarning, match="epochs=3 in place of 9"):
+        run(tmp_path / "run", epochs=3)
     with pytest.raises(InvalidOption, match=r"now 5, and the run has finished and was tested.*--warm-start"):
         run(tmp_path / "run", epochs=5)
     for number, planned in enumerate(({"schedule": "cosine"}, {"schedule": "one-cycle"}, {"mix_off_epochs": 1})):

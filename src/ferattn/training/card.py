@@ -186,8 +186,8 @@ def _making(facts: Mapping[str, Any]) -> list[str]:
         learnable = images["train"] + (images["validation"] if made["validation_from_train"] else 0)
         chosen = (
             f"Of {learnable} training images, {images['train']} were learnt from; the best epoch (number "
-            f"{made['best_epoch'] + 1} of {made['epochs']}) was chosen on {images['validation']} others "
-            f"({data['select_on']}), none of which is among the {images['test']} test images."
+            f"{made['best_epoch'] + 1} of {made['epochs']}{_planned(versions)}) was chosen on {images['validation']} "
+            f"others ({data['select_on']}), none of which is among the {images['test']} test images."
         )
     split = f"split `{config['recipe']['split']}`, split seed {config['split_seed']}, fold {config['fold']}"
     return [
@@ -211,6 +211,12 @@ def _making(facts: Mapping[str, Any]) -> list[str]:
         + (f" {made['norms_folded']} batch norms were folded into convolutions." if made["norms_folded"] else ""),
         "",
     ]
+
+
+def _planned(versions: Mapping[str, Any]) -> str:
+    """The numbers of epochs that were asked for before, if any."""
+    before = versions.get("epochs_before", ())
+    return f"; asked for before: {', '.join(map(str, before))}" if before else ""
 
 
 def _began(config: Mapping[str, Any]) -> str:

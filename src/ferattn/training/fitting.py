@@ -57,8 +57,9 @@ def fit(
     """Train, keep the best epoch, and test it once.
 
     A run that was interrupted, at any moment and in any way, is taken up again by the same call and ends in the
-    same weights as if it had not been; one that has finished is left as it is. Until then ``recipe.epochs`` may be
-    raised or lowered where :attr:`Recipe.open_ended` allows it: it ends as if it had always been to have so many.
+    same weights as if it had not been (on a GPU up to rounding, unless the machine is to be deterministic); one that
+    has finished is left as it is. Until then ``recipe.epochs`` may be raised or lowered where
+    :attr:`Recipe.open_ended` allows it: it ends as if it had always been to have so many.
 
     Args:
         model: From images to logits, its weights as training should start; it ends with those of the best epoch.

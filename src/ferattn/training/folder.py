@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -115,7 +116,7 @@ class RunFolder:
         Args:
             config: What is asked for.
             open_ended: The number of epochs may be another one than the run began with, but not less than it has
-                behind it. It is noted as if it had been so from the start.
+                behind it. A warning says so, and the versions keep the earlier number.
 
         Raises:
             InvalidOption: If another process trains there, the run began with another config (names what differs), or
@@ -130,7 +131,12 @@ class RunFolder:
             begun = self._has_begun(wanted, open_ended)  # again: another process may have been quicker
             if not begun:
                 self.write_json("versions.json", _versions())
-            if not begun or _epochs(self.config) != _epochs(wanted):
+            elif (before := _epochs(self.config)) != _epochs(wanted):
+                versions = self.versions
+                versions["epochs_before"] = [*versions.get("epochs_before", []), before]
+                self.write_json("versions.json", versions)
+                warnings.warn(f"{self.path}: epochs={_epochs(wanted)} in place of {before}.", stacklevel=2)
+            if not begun or before != _epochs(wanted):
                 self.write_json("config.json", wanted)
             yield
 
@@ -168,8 +174,9 @@ class RunFolder:
                 f"{self.path}: {change}, and its recipe depends on how many there are (schedule 'cosine' or "
                 "'one-cycle', or mix_off_epochs). Give another --out, or the same options to go on."
             )
-        metrics = self.path / "metrics.csv"
-        behind = len(metrics.read_text(encoding="utf-8").splitlines()) - 1 if metrics.exists() else 0
+        metrics, behind = self.path / "metrics.csv", 0
+        if self.last.exists() and metrics.exists():  # without a checkpoint it begins anew
+            behind = len(metrics.read_text(encoding="utf-8").splitlines()) - 1
         if _epochs(wanted) < behind:
             raise InvalidOption(f"{self.path}: {change}, and the run has {behind} epochs behind it.")
 
