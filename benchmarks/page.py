@@ -17,7 +17,7 @@ INTRODUCTION = """\
 Every figure on this page was measured, and each section begins with the command that measured it. The records, JSON
 with commit, device and versions, are in `benchmarks/results`; `python benchmarks/page.py` makes this page from them.
 
-`ferattn bench --quick` measures three backbones with and without attention on your own machine in about a minute.
+`ferattn bench --quick` measures three backbones with and without attention on your own machine in about two minutes.
 
 How it is measured: inputs are made before the clock starts, the clock is read when the device has finished, and
 everything is warmed up (and compiled) first. The members of a group take turns, in alternating order, and a ratio
@@ -25,8 +25,8 @@ compares samples of the same turn: a machine that slows down slows all of them. 
 group (2 is twice as fast, below 1 is a loss), a median over the turns; "±" is half the distance between the
 quartiles. On a CPU, "MiB" is what the process needs at its peak: weights, inputs, activations, and what libraries
 take for themselves. Losses stand beside wins. The records below come from one thread (`OMP_NUM_THREADS=1`) of a
-machine that had other work to do; its load is printed with each. Compare within a group: between groups the load
-changed (the ResNetV2 rows of the first table suffered from it, as their "±" shows).
+machine that had other work to do, where no other number is printed; its load is printed with each. Compare within a
+group: between groups the load changed (the ResNetV2 rows of the first table suffered from it, as their "±" shows).
 
 On a GPU the same commands run as they are, and blocks and tails are also replayed as CUDA graphs. No GPU has been at
 hand for this page; these commands make what is owed (the tails of residual blocks have a page of their own,

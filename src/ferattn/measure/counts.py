@@ -31,7 +31,14 @@ DISK_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class PartCount:
-    """The share of one part of a network (backbone, attention or classifier)."""
+    """The share of one part of a network (backbone, attention or classifier).
+
+    Attributes:
+        parameters: Numbers in its parameters.
+        trainable: Those of them that take a gradient.
+        flops: As in :class:`Count`.
+        elements: As in :class:`Count`.
+    """
 
     parameters: int
     trainable: int
@@ -41,7 +48,16 @@ class PartCount:
 
 @dataclass(frozen=True)
 class ModuleCount:
-    """What one module holds, everything below it included."""
+    """What one module holds, everything below it included.
+
+    Attributes:
+        kind: The name of its class.
+        parameters: Numbers in its parameters.
+        trainable: Those of them that take a gradient.
+        buffers: Numbers in its buffers, such as running means.
+        flops: As in :class:`Count`.
+        elements: As in :class:`Count`.
+    """
 
     kind: str
     parameters: int

@@ -74,7 +74,13 @@ class Timing:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as fast as the yardstick: median over the rounds, and its quartiles."""
+    """How many times as fast as the yardstick: median over the rounds, and its quartiles.
+
+    Attributes:
+        median: Of the rounds' ratios; 2 is twice as fast.
+        low: Their first quartile.
+        high: Their third quartile.
+    """
 
     median: float
     low: float
@@ -83,7 +89,11 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Timings of candidates that took turns; sample ``i`` of each belongs to round ``i``."""
+    """Timings of candidates that took turns; sample ``i`` of each belongs to round ``i``.
+
+    Attributes:
+        timings: By the candidate's name.
+    """
 
     timings: Mapping[str, Timing]
 

@@ -21,12 +21,12 @@ TITLES = {
 COLUMNS = ("network", "published, M", "rebuilt", "", "ferattn", "difference, part by part")
 
 INTRODUCTION = """\
-# The published parameter counts, closed to the last digit
+# The published parameter counts, taken apart to the last parameter
 
 Miskow & Altahhan (2022, [arXiv 2410.17740](https://arxiv.org/abs/2410.17740)) print parameter counts for 32 networks,
-and more in their ablations. Their text does not say enough to arrive at them. The networks below do: they are
-rebuilt under the rules at the end of this page and counted, and what separates them from ferattn's models of the same
-name is split into parts, read off both networks:
+and more in their ablations. Their text does not say enough to arrive at them. The networks below do, for all of Table
+7 and for all but four rows of the other tables: they are rebuilt under the rules at the end of this page and counted,
+and what separates them from ferattn's models of the same name is split into parts, read off both networks:
 
     rebuilt = ferattn + the sum of the parts
 

@@ -67,6 +67,11 @@ class McNemar:
 def wilson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
     """Wilson's interval of a share.
 
+    Args:
+        successes: Such as the images that were recognised.
+        trials: Such as all images.
+        confidence: Of the interval.
+
     Raises:
         InvalidOption: If ``successes`` do not lie between 0 and ``trials``, or there are no trials.
 

@@ -111,6 +111,10 @@ class Equivalence:
 def summarize(values: ArrayLike, confidence: float = 0.95) -> Summary:
     """Mean, standard deviation, all points.
 
+    Args:
+        values: One figure for each seed.
+        confidence: Of the mean's t interval, which one value has not.
+
     >>> summarize([70.0, 71.0, 72.0]).mean
     71.0
     """
@@ -126,6 +130,11 @@ def summarize(values: ArrayLike, confidence: float = 0.95) -> Summary:
 
 def paired_t(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> PairedT:
     """The t test of paired differences, and the interval of their mean.
+
+    Args:
+        a: One figure for each seed.
+        b: The same of the other recipe; the differences are b - a.
+        confidence: Of the interval.
 
     Raises:
         InvalidInput: If the lengths differ, there are fewer than two, or all differences are equal.
@@ -144,6 +153,10 @@ def wilcoxon(a: ArrayLike, b: ArrayLike) -> Wilcoxon:
 
     Pairs without a difference are dropped, so the smallest p counts the others. Differences that are equal but for
     rounding share their rank.
+
+    Args:
+        a: One figure for each seed.
+        b: The same of the other recipe; the differences are b - a.
 
     Raises:
         InvalidInput: If the lengths differ, there are fewer than two, or there is no difference at all.
@@ -178,8 +191,9 @@ def hierarchical_bootstrap(
     """Interval of the mean of ``b - a`` over seeds and images, both drawn anew.
 
     Every seed is tested on the same images, so seeds and images are drawn independently of each other: an interval
-    over images alone claims too much. It is still too narrow with a few seeds, above all below five, wherever the
-    difference is more the seeds' than the images': see what ``paired_t`` says beside it.
+    over images alone claims too much. As far as the difference is the seeds', it is still too narrow: n seeds give
+    1.96 sqrt((n - 1) / n) / t of a t interval, 0.63 with five, 0.82 with ten and 0.91 with twenty. See what
+    ``paired_t`` says beside it.
 
     Args:
         a: One number for each seed and image for the first recipe, such as whether it was right.
@@ -226,6 +240,10 @@ def hierarchical_bootstrap(
 
 def holm(p_values: Mapping[str, float], alpha: float = 0.05) -> dict[str, Holm]:
     """Holm's correction for a grid of comparisons: the chance of even one false alarm stays below ``alpha``.
+
+    Args:
+        p_values: Of every comparison that was made, by its name.
+        alpha: That chance.
 
     Raises:
         InvalidInput: If there is none, or one is not between 0 and 1.

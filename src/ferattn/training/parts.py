@@ -143,6 +143,11 @@ def store(dataset: FaceDataset, size: int, channels: int) -> CachedDataset:
     """Read images into memory, at the size at which they are trained on and tested.
 
     FER2013's 48 pixels stay as they are, and a transform enlarges them on the device.
+
+    Args:
+        dataset: The images.
+        size: Height and width in pixels.
+        channels: 1 for gray, 3 for colour.
     """
     if isinstance(dataset, CachedDataset) and dataset.images.shape[1] == channels:
         return dataset

@@ -197,6 +197,9 @@ def log_losses(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArra
 def pool(folds: Sequence[Predictions]) -> Predictions:
     """The predictions of several folds as one test set in which every image occurs once.
 
+    Args:
+        folds: What each fold's model said about the images that it had not learnt from.
+
     Raises:
         InvalidInput: If there are none, an image occurs twice, or classes or views differ.
     """
