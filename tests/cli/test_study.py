@@ -16,8 +16,8 @@ import pytest
 from typer.testing import CliRunner
 
 from ferattn.cli import app, workers
-from ferattn.cli.study import Cell, Grid, _require_same_grid, carry_out_study, load_grid
-from ferattn.cli.study_report import write_report
+from ferattn.cli.study import Cell, Grid, _require_same_grid, _words, carry_out_study, load_grid
+from ferattn.cli.study_report import _pairs, write_report
 from ferattn.cli.teachers import teacher_origin
 from ferattn.cli.workers import Plan, carry_out_all, gpus, threads
 from ferattn.errors import FerattnError, InvalidOption
@@ -55,9 +55,42 @@ def test_a_grid_names_its_cells(tmp_path: Path) -> None:
     assert grid.options[-4:] == ("--set", "epochs=1", "--set", "batch_size=8")
 
 
+def test_a_grid_of_placements(tmp_path: Path) -> None:
+    """Each with the first and with no attention, of which there is one cell."""
+    path, list_of = tmp_path / "grid.toml", 'placements = ["own", "pool", "conv:1,2"]'
+    path.write_text(GRID.replace('attentions = ["none", "se"]', f'attentions = ["none", "se"]\n{list_of}'))
+    plain, *placed = load_grid(path).cells
+    assert [cell.name for cell in placed] == ["cnn_se", "cnn_se pool", "cnn_se conv:1,2"]
+    assert [cell.folder(0) for cell in placed] == ["cnn_se-seed0", "cnn_se-pool-seed0", "cnn_se-conv-1-2-seed0"]
+    assert [_words(load_grid(path), cell, 0, tmp_path)[-2:] for cell in placed][1:] == [
+        ["--set", "placement=pool"],
+        ["--set", "placement=conv:1,2"],
+    ]
+    assert _pairs([plain, *placed]) == [
+        (plain, placed[0]),
+        (plain, placed[1]),
+        (placed[0], placed[1]),
+        (plain, placed[2]),
+        (placed[0], placed[2]),
+    ]
+    report, accuracy = _report(tmp_path, [plain, *placed])
+    mean = np.mean([accuracy[placed[2], seed] for seed in (0, 1, 2)])
+    assert f"| cnn | se | conv:1,2 | own | {mean:.2f} |" in report
+    assert "| cnn_se pool - cnn_se |" in report
+    with (tmp_path / "table.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["placement"] for row in rows if row["attention"] == "none"} == {"own"}
+    assert {row["placement"] for row in rows} == {"own", "pool", "conv:1,2"}
+    assert len({row["parameters"] for row in rows}) == 3  # none; on three maps; on two
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
+        ("[set]", 'placements = ["pol"]\n[set]', "did you mean 'pool'"),
+        ("[set]", 'placements = ["residual"]\n[set]', "residual"),
+        ("epochs = 1", 'placement = "pool"', r"set.placement; placements = .* of the grid"),
+        ('["--accelerator"', '["--set", "placement=pool", "--accelerator"', "placement=pool: other keys"),
         ('"se"', '"sse"', "sse"),
         ("luo2023", "luo2032", "did you mean 'luo2023'"),
         ("seeds = [0, 3]", "seeds = [0, 0]", "different whole numbers"),
@@ -121,7 +154,7 @@ def _run(
     subjects = tuple(f"P{row % people}" for row in range(len(hits))) if people else None
     given = Predictions(logits, labels, ids, faces.CLASSES, "none", "FER2013 test", "x", subjects)
     given.save(folder / "predictions-test.npz")
-    recipe = Recipe(size=48, train_fraction=cell.fraction).to_dict()
+    recipe = Recipe(size=48, train_fraction=cell.fraction, placement=cell.placement).to_dict()
     data = {"dataset": "FER2013", "classes": list(faces.CLASSES), "test_on": "test", "images": {"train": images}}
     run = RunFolder(folder)
     run.write_json("config.json", {"recipe": recipe, "data": data, "recipe_name": "luo2023"})
@@ -479,8 +512,6 @@ def test_time_runs_out_and_the_rest_is_reported(tmp_path: Path, monkeypatch: pyt
 
 
 def test_cells_differ_in_one_thing() -> None:
-    from ferattn.cli.study_report import _pairs
-
     cells = [Cell("cnn", attention, activation) for attention in ("none", "se") for activation in ("relu", "elu")]
     cells += [replace(cell, fraction=0.5) for cell in cells]
     pairs = _pairs(cells)

@@ -23,6 +23,7 @@ from data import trees
 from ferattn import create_model
 from ferattn.cli.jobs import _normalization, build_model
 from ferattn.data import FaceDataset, open_dataset
+from ferattn.predict import open_pretrained
 from ferattn.statistics import mcnemar, subject_sign_flip
 from ferattn.training import PRECISIONS, Predictions, Recipe, RunFolder, list_recipes, load_recipe, make_parts
 from ferattn.training.lineage import find_seen
@@ -168,6 +169,30 @@ def test_a_run_with_a_small_stem_and_norms_is_rebuilt(images: Path, tmp_path: Pa
         said = run("evaluate", "--checkpoint", out, "--data", images, "--split", "test", "--json", report)
         assert said.startswith("0"), said
         assert json.loads(report.read_text())["accuracy"] == RunFolder(out).results["test"]["accuracy"]
+
+
+def test_a_run_with_another_placement_is_rebuilt_and_given_away(images: Path, tmp_path: Path) -> None:
+    out, parcel, report = tmp_path / "run", tmp_path / "parcel", tmp_path / "x.json"
+    options = ("--recipe", "luo2023", "--model", "cnn_se", "--data", images, "--out", out, "--set", "size=16")
+    assert run("train", *options, "--set", "placement=conv:1,2", *FAST).startswith("0")
+    attention = {key.rpartition(".fc1")[0] for key in load_file(out / "model.safetensors") if "attention.fc1" in key}
+    assert attention == {"features.2.attention", "features.5.attention"}  # the first two convolutions, behind ReLU
+    said = run("evaluate", "--checkpoint", out, "--data", images, "--split", "test", "--json", report)
+    assert said.startswith("0"), said
+    figures = RunFolder(out).results["test"]
+    assert json.loads(report.read_text())["accuracy"] == figures["accuracy"]
+    said = run("ship", out, parcel, "--data", images, "--terms", "made up")
+    assert said.startswith("0"), said
+    found = open_pretrained(f"local-dir:{parcel}")
+    assert [site.channels for site in found.model.attention_sites] == [32, 64]
+    said = run(
+        "train", *options[:3], "cnn", *options[4:6], "--out", tmp_path / "plain", "--set", "placement=pool", *FAST
+    )
+    assert said.startswith("0"), said
+    assert "placement='pool' changes nothing: cnn has no attention." in said
+    said = run("train", *options[:6], "--out", tmp_path / "typo", "--set", "placement=pol", *FAST)
+    assert said.startswith("2")
+    assert "did you mean 'pool'" in said
 
 
 def test_checkpoints_can_be_left_out(images: Path, tmp_path: Path) -> None:

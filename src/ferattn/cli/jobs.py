@@ -220,29 +220,33 @@ def asked(job: Job, kind: str) -> set[str]:
 
 
 def build_model(name: str, recipe: Recipe, *, classes: int, pretrained: bool) -> nn.Module:
-    """The model of a name, for a recipe's pictures and with what the recipe says of stems and norms."""
-    backbone = _backbone(name)
+    """The model of a name, for a recipe's pictures and with what the recipe says of stems, norms and placements."""
+    backbone = _spec(name).backbone
     options: dict[str, Any] = {"drop_rate": recipe.drop_rate} if recipe.drop_rate else {}
     if has_stem(backbone):
         options["stem"] = recipe.stem
     if recipe.norm == "batch" and not has_norm(backbone):
         options["norm_layer"] = "batchnorm2d"
+    if recipe.placement != "own" and _spec(name).attention is not None:
+        options["placement"] = recipe.placement
     return create_model(
         name, pretrained, num_classes=classes, in_chans=recipe.channels, img_size=recipe.size, **options
     )
 
 
-def _backbone(name: str) -> str:
-    return ModelSpec.parse(architecture_name(name)).backbone
+def _spec(name: str) -> ModelSpec:
+    return ModelSpec.parse(architecture_name(name))
 
 
 def _passed_over(name: str, recipe: Recipe, named: Collection[str]) -> Iterator[str]:
     """What somebody asked for and this network has no place for; other networks of a grid may have."""
-    backbone = _backbone(name)
+    backbone = _spec(name).backbone
     if "stem" in named and recipe.stem != "own" and not has_stem(backbone):
         yield f"stem={recipe.stem!r} changes nothing: {backbone} has no stem."
     if "norm" in named and recipe.norm != "own" and has_norm(backbone):
         yield f"norm={recipe.norm!r} changes nothing: {backbone} has norms of its own."
+    if "placement" in named and recipe.placement != "own" and _spec(name).attention is None:
+        yield f"placement={recipe.placement!r} changes nothing: {name} has no attention."
 
 
 def _changes(words: list[str]) -> dict[str, Any]:

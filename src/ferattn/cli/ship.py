@@ -213,7 +213,10 @@ def _options(network: Any, recipe: Recipe) -> dict[str, Any]:
     """What create_model has to be told beside the name; timm passes it on when it opens the folder."""
     from ferattn.backbones import has_stem
 
-    return {"stem": recipe.stem} if has_stem(network.spec.backbone) and recipe.stem != "own" else {}
+    options = {"stem": recipe.stem} if has_stem(network.spec.backbone) and recipe.stem != "own" else {}
+    if recipe.placement != "own" and network.spec.attention is not None:
+        options["placement"] = recipe.placement
+    return options
 
 
 def _as_built_by_name(network: nn.Module, plain: nn.Module, name: str) -> tuple[dict[str, Tensor], int]:

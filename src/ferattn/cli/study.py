@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import queue
+import re
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,12 +27,17 @@ _KEYS: dict[str, Any] = {
     "backbones": [],
     "attentions": ["none"],
     "activations": ["own"],
+    "placements": ["own"],
     "fractions": [1.0],
     "seeds": [0],
     "limit": 0,
     "set": {},
     "train": [],
 }
+
+
+_AXES = {"train_fraction": "fractions", "placement": "placements"}
+"""Settings of a recipe that a grid has lists of."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,14 @@ class Cell:
         attention: Its name, or ``"none"``.
         activation: Its name, or ``"own"``.
         fraction: Share of the training images.
+        placement: Of the attention blocks; ``"own"``, the model's usual one, where there are none.
     """
 
     backbone: str
     attention: str
     activation: str
     fraction: float = 1.0
+    placement: str = "own"
 
     @property
     def model(self) -> str:
@@ -57,13 +65,19 @@ class Cell:
         return "_".join(part for part in parts if part not in ("none", "own"))
 
     @property
+    def network(self) -> str:
+        """The model's name, and the placement where it is not the usual one."""
+        return self.model if self.placement == "own" else f"{self.model} {self.placement}"
+
+    @property
     def name(self) -> str:
-        """The model's name, with the share of the training images where it is not all of them."""
-        return self.model if self.fraction == 1 else f"{self.model} {100 * self.fraction:g} %"
+        """The network, with the share of the training images where it is not all of them."""
+        return self.network if self.fraction == 1 else f"{self.network} {100 * self.fraction:g} %"
 
     def folder(self, seed: int) -> str:
         """What the run with this seed is called."""
-        return f"{self.model}{'' if self.fraction == 1 else f'-{self.fraction:g}'}-seed{seed}"
+        network = re.sub(r"[^\w.-]+", "-", self.network)
+        return f"{network}{'' if self.fraction == 1 else f'-{self.fraction:g}'}-seed{seed}"
 
 
 @dataclass(frozen=True)
@@ -102,7 +116,9 @@ def load_grid(path: Path) -> Grid:
     """
     import tomllib
 
+    from ferattn import create_model
     from ferattn.errors import InvalidInput, choose
+    from ferattn.shapes import shapes_only
     from ferattn.spec import ModelSpec
     from ferattn.training import load_recipe
     from ferattn.training.folder import recipe_label
@@ -125,28 +141,32 @@ def load_grid(path: Path) -> Grid:
     if content["recipe"].endswith(".toml"):  # a file counts from the grid's own, as the data does
         content["recipe"] = str((path.parent / content["recipe"]).resolve())
     load_recipe(content["recipe"], None, content["variant"] or None).changed(content["set"])
-    for key in ("backbones", "attentions", "activations"):
+    for key in ("backbones", "attentions", "activations", "placements"):
         names = content[key]
         if not names or len(set(map(str, names))) != len(names) or not all(isinstance(name, str) for name in names):
             raise InvalidInput(f"{path}: {key} = {names!r}; different names.")
     if content["limit"] < 0:
         raise InvalidInput(f"{path}: limit = {content['limit']}; 1 or more, or 0 for all images.")
     fractions = content["fractions"]
-    numbers = all(
-        isinstance(part, int | float) and not isinstance(part, bool) and 0 < part <= 1 for part in fractions
-    )
+    numbers = all(isinstance(part, int | float) and part is not True and 0 < part <= 1 for part in fractions)
     if not fractions or not numbers or len(set(fractions)) != len(fractions):
         raise InvalidInput(f"{path}: fractions = {fractions!r}; different numbers above 0, up to 1.")
-    if "train_fraction" in content["set"]:
-        raise InvalidInput(f"{path}: set.train_fraction; fractions = [...] of the grid says it.")
+    for key, axis in _AXES.items():
+        if key in content["set"]:
+            raise InvalidInput(f"{path}: set.{key}; {axis} = [...] of the grid says it.")
+    every = itertools.product(*(content[key] for key in ("backbones", "attentions", "activations", "placements")))
     cells = tuple(
-        Cell(backbone, attention, activation, float(fraction))
-        for backbone, attention, activation, fraction in itertools.product(
-            content["backbones"], content["attentions"], content["activations"], fractions
+        dict.fromkeys(  # without attention there is nothing to place
+            Cell(backbone, attention, activation, float(fraction), "own" if attention == "none" else placement)
+            for backbone, attention, activation, placement in every
+            for fraction in fractions
         )
     )
     for cell in cells:
         ModelSpec.parse(cell.model)
+        if cell.placement != "own":
+            with shapes_only():
+                create_model(cell.model, placement=cell.placement)
     _require_further_words(content["train"], path)
     options = [*content["train"]]
     options += ["--variant", content["variant"]] if content["variant"] else []
@@ -174,9 +194,7 @@ def _require_further_words(words: list[Any], path: Path) -> None:
     except InvalidOption as error:
         raise InvalidInput(f"{path}: train = {words!r}; {error}") from error
     taken = [f"--{name}" for name, value in own.items() if str(getattr(job, name)) != value]
-    taken += [
-        f"--set {change}" for change in job.change or [] if change.partition("=")[0].strip() == "train_fraction"
-    ]
+    taken += [f"--set {change}" for change in job.change or [] if change.partition("=")[0].strip() in _AXES]
     for name in ("devices", "num_nodes"):
         if getattr(job, name) > 1:
             raise InvalidInput(
@@ -297,6 +315,7 @@ def _words(plan: Grid, cell: Cell, seed: int, folder: Path) -> list[str]:
     """What a worker is to carry out, as ``ferattn train`` takes it."""
     words = ["--recipe", plan.recipe, "--model", cell.model, "--data", str(plan.data)]
     words += ["--seed", str(seed), "--out", str(folder), "--no-progress", *plan.options]
+    words += ["--set", f"placement={cell.placement}"] if cell.placement != "own" else []
     return words if cell.fraction == 1 else [*words, "--set", f"train_fraction={cell.fraction}"]
 
 

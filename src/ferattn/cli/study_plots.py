@@ -74,7 +74,7 @@ def draw_fractions(found: Mapping[Cell, Summary], images: Mapping[Cell, int], pa
 
     lines: dict[str, list[tuple[int, Summary]]] = {}
     for cell, summary in found.items():
-        lines.setdefault(cell.model, []).append((images[cell], summary))
+        lines.setdefault(cell.network, []).append((images[cell], summary))
     lines = {name: sorted(points, key=lambda point: point[0]) for name, points in lines.items() if len(points) > 1}
     if not lines:
         return False

@@ -58,7 +58,7 @@ def write_report(
     lines = _introduction(finished, plan)
     lines += _accuracies(found, cost)
     lines += _published(found, cost, finished)
-    lines += ["", "## Attention against none, activation against the first, by seed", ""]
+    lines += ["", "## Attention against none, activation and placement against the first, by seed", ""]
     lines += _comparisons(finished, plan)
     if pictures:
         lines += ["", "## Plots", "", *(f"![{name.partition('.')[0]}]({name})" for name in pictures)]
@@ -108,6 +108,7 @@ def _table(finished: Finished, cost: Mapping[Cell, tuple[int, int]]) -> str:
         "backbone",
         "attention",
         "activation",
+        "placement",
         "fraction",
         "seed",
         "model",
@@ -123,7 +124,7 @@ def _table(finished: Finished, cost: Mapping[Cell, tuple[int, int]]) -> str:
     for (cell, seed), run in finished.items():
         results = run.results
         row: dict[str, Any] = {"backbone": cell.backbone, "attention": cell.attention, "activation": cell.activation}
-        row |= {"fraction": cell.fraction, "seed": seed, "model": cell.model}
+        row |= {"placement": cell.placement, "fraction": cell.fraction, "seed": seed, "model": cell.model}
         row |= {name: results["test"][name] for name in ("accuracy", "macro_f1", "nll", "ece", "images")}
         row |= {name: results[name] for name in ("validation_accuracy", "best_epoch", "epochs", "seconds", "honest")}
         row |= dict(zip(("parameters", "flops"), cost[cell], strict=True))
@@ -176,11 +177,12 @@ def _taught(config: Mapping[str, Any]) -> list[str]:
 
 
 def _accuracies(found: Mapping[Cell, Summary], cost: Mapping[Cell, tuple[int, int]]) -> list[str]:
-    whole = all(cell.fraction == 1 for cell in found)
+    whole, usual = all(cell.fraction == 1 for cell in found), all(cell.placement == "own" for cell in found)
     lines = [
-        f"| backbone | attention | activation |{'' if whole else ' training images |'} mean | standard deviation "
+        f"| backbone | attention |{'' if usual else ' placement |'} activation "
+        f"|{'' if whole else ' training images |'} mean | standard deviation "
         "| 95 % interval of the mean | parameters, M | GFLOP | seeds |",
-        f"|---|---|---|{'' if whole else '---|'}---|---|---|---|---|---|",
+        f"|---|---|{'' if usual else '---|'}---|{'' if whole else '---|'}---|---|---|---|---|---|",
     ]
     for cell, summary in found.items():
         ends = "-" if summary.interval is None else f"{summary.interval.low:.2f} to {summary.interval.high:.2f}"
@@ -188,9 +190,10 @@ def _accuracies(found: Mapping[Cell, Summary], cost: Mapping[Cell, tuple[int, in
         points = ", ".join(f"{value:.2f}" for value in summary.values)
         share = "" if whole else f"{100 * cell.fraction:g} % | "
         parameters, flops = cost[cell]
+        place = "" if usual else f"{cell.placement} | "
         lines.append(
-            f"| {cell.backbone} | {cell.attention} | {cell.activation} | {share}{summary.mean:.2f} | {std} | {ends} "
-            f"| {parameters / 1e6:.2f} | {flops / 1e9:.3f} | {points} |"
+            f"| {cell.backbone} | {cell.attention} | {place}{cell.activation} | {share}{summary.mean:.2f} | {std} "
+            f"| {ends} | {parameters / 1e6:.2f} | {flops / 1e9:.3f} | {points} |"
         )
     return lines
 
@@ -203,7 +206,11 @@ def _published(found: Mapping[Cell, Summary], cost: Mapping[Cell, tuple[int, int
     printed = printed_figures()
     config = next(iter(finished.values())).config
     dataset = config["data"]["dataset"]
-    whole = {(cell.backbone, cell.attention, cell.activation): cell for cell in found if cell.fraction == 1}
+    whole = {
+        (cell.backbone, cell.attention, cell.activation): cell
+        for cell in found
+        if cell.fraction == 1 and cell.placement == "own"
+    }
     rows: dict[str, list[str]] = {"table7": [], "table1": []}
     column = _COLUMNS.get(dataset)
     for entry in printed["table7"]:
@@ -311,14 +318,18 @@ def _ends(interval: Interval) -> str:
 
 
 def _pairs(cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
-    """Each attention with none, each activation with the first, all else alike."""
+    """Each attention with none, each activation and each placement with the first, all else alike."""
     from dataclasses import replace
 
     first = cells[0].activation
+    place = next((cell.placement for cell in cells if cell.attention != "none"), "own")
     pairs = []
     for cell in cells:
-        if cell.attention != "none" and replace(cell, attention="none") in cells:
-            pairs.append((replace(cell, attention="none"), cell))
+        plain = replace(cell, attention="none", placement="own")
+        if cell.attention != "none" and plain in cells:
+            pairs.append((plain, cell))
+        if cell.attention != "none" and cell.placement != place:
+            pairs.append((replace(cell, placement=place), cell))
         if cell.activation != first:
             pairs.append((replace(cell, activation=first), cell))
     return pairs

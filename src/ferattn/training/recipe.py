@@ -39,6 +39,8 @@ class Recipe:
         stem: How a residual network begins: ``"own"``, or ``"small"``, without its first two halvings, for pictures
             of 32 to 64 pixels. Other networks have no such stem and stay as they are.
         norm: ``"batch"`` gives ``cnn`` and the VGGs, which have no norms of their own, batch norm; ``"own"`` nothing.
+        placement: Where the attention blocks go, an entry of ``ferattn.placements.PLACEMENTS`` or such as
+            ``"conv:11,14"``; ``"own"`` is the model's usual one.
         augmentation: An entry of ``ferattn.data.AUGMENTATIONS``.
         normalize: ``"none"`` (1/255 only), ``"train"`` (mean and standard deviation of the training images) or
             ``"model"`` (those of the model's weights).
@@ -85,6 +87,7 @@ class Recipe:
     pretrained: bool = False
     stem: str = "own"
     norm: str = "own"
+    placement: str = "own"
     augmentation: str = "none"
     normalize: str = "none"
     optimizer: str = "adam"
