@@ -31,7 +31,8 @@ import numpy as np
 import torch
 
 from ferattn.cli.jobs import build_model
-from ferattn.cli.study import Cell, Grid, carry_out_study, load_grid
+from ferattn.cli.study import carry_out_study
+from ferattn.cli.study_grid import Cell, Grid, load_grid
 from ferattn.cli.workers import gpus
 from ferattn.data import open_dataset
 from ferattn.errors import FerattnError, InvalidOption

@@ -219,6 +219,26 @@ class Film:
         return getattr(self.film, name)
 
 
+def test_a_frame_at_which_the_detector_fails_is_one_frame(film: Path) -> None:
+    usual = list(recognizer(detector="none", batch_size=3).video(film))
+    calls = []
+
+    def shaky(image: np.ndarray) -> list[tuple[float, ...]]:
+        calls.append(1)
+        if len(calls) in (1, 5, 6):
+            raise RuntimeError("out of order")
+        return [(0.0, 0.0, float(image.shape[1]), float(image.shape[0]))]
+
+    frames = list(recognizer(detector=shaky, batch_size=3).video(film))
+    failed = [index for index, frame in enumerate(frames) if frame.problem]
+    assert failed == [0, 4, 5]
+    assert frames[4].problem.endswith("failed: RuntimeError: out of order")
+    assert [(frame.index, frame.seconds) for frame in frames] == [(frame.index, frame.seconds) for frame in usual]
+    for frame, other in zip(frames, usual, strict=True):
+        seen = [face.emotion for face in frame.faces]
+        assert seen == ([] if frame.problem else [face.emotion for face in other.faces])
+
+
 def test_frames_have_the_times_that_the_file_gives(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ten_a_second, one_a_second = [40 + 100.0 * i for i in range(10)], [40 + 1000.0 * i for i in range(2, 12)]
     monkeypatch.setattr(Film, "times", ten_a_second + one_a_second, raising=False)

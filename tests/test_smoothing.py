@@ -34,17 +34,21 @@ def test_no_half_life_is_each_frame_by_itself_and_tracks_are_apart() -> None:
 
 def test_a_camera_may_run_for_ever() -> None:
     """Tracks that ended are forgotten, and nobody can tell: one that comes back is as it would have been."""
-    smoother = Smoother(0.5)
+    smoother = Smoother(1.0)
     for track in range(1000):
         smoother(track, {"happy": 1.0}, float(track))
-    assert len(smoother._seen) == 41  # 80 half-lives of half a second, and the newest
+    assert len(smoother._seen) == 81  # 80 half-lives of a second, and the newest
     assert smoother(0, {"happy": 0.25}, 1000.0) == {"happy": 0.25}
-    assert smoother(999, {"happy": 0.25}, 1000.0)["happy"] == pytest.approx((0.25 + 0.25 * 1) / 1.25)
+    assert smoother(999, {"happy": 0.25}, 1000.0)["happy"] == pytest.approx((0.25 + 0.5 * 1) / 1.5)
     steady = Smoother(0.5)
     for frame in range(3000):
         steady(7, {"happy": 1.0}, frame / 25)
         steady(8, {"happy": 0.0}, frame / 25)
     assert set(steady._seen) == {7, 8}
+    for frame in range(9):  # two cameras, each with a clock of its own
+        steady(9, {"happy": 1.0}, 1e6 + frame)
+        found = steady(10, {"happy": float(frame > 0)}, frame)
+        assert frame == 0 or 0 < found["happy"] < 1
     assert steady(7, {"happy": 0.0}, 120.0)["happy"] < 1
 
 

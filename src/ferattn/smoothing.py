@@ -9,6 +9,9 @@ from ferattn.errors import InvalidInput, InvalidOption, is_number
 
 __all__ = ["Smoother"]
 
+_KEPT = 64
+"""Tracks of which none is forgotten."""
+
 _FORGOTTEN = 80
 """Half-lives after which nothing is left of a weight: 2^-80, of the thousands that frames may sum up to."""
 
@@ -17,8 +20,9 @@ class Smoother:
     """The weighted mean of what a track showed until now, for one frame after the other.
 
     With p the probabilities at the times t up to now, it is the sum of 2^-((now - t) / half_life) p over the sum of
-    those weights: the first frame counts as it is, and frames at changing rates as their times say. A track that is
-    80 half-lives behind the newest frame is forgotten, so a camera may run for ever; it would count no more.
+    those weights: the first frame counts as it is, and frames at changing rates as their times say. A camera
+    may run for ever: of more than 64 tracks those are forgotten that are 80 half-lives behind the newest frame, where
+    they would count no more.
 
     Args:
         half_life: Seconds after which a frame counts half; 0 forgets at once.
@@ -62,6 +66,6 @@ class Smoother:
         weight, sums = kept * weight + 1, {name: kept * sums[name] + new for name, new in probabilities.items()}
         self._seen.pop(track, None)
         self._seen[track] = (seconds, weight, sums)
-        while seconds - next(iter(self._seen.values()))[0] > _FORGOTTEN * self.half_life:
+        while len(self._seen) > _KEPT and seconds - next(iter(self._seen.values()))[0] > _FORGOTTEN * self.half_life:
             del self._seen[next(iter(self._seen))]
         return {name: total / weight for name, total in sums.items()}

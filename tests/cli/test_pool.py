@@ -89,6 +89,15 @@ def test_what_is_no_other_fold_is_refused(folds: list[Path], tmp_path: Path) -> 
     assert "has not finished" in run("pool", folds[0], copy)
 
 
+def test_a_fold_from_before_a_setting_was_there_is_a_fold(folds: list[Path], tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(folds[0], old)
+    config = json.loads((old / "config.json").read_text())
+    del config["recipe"]["placement"]
+    (old / "config.json").write_text(json.dumps(config))
+    assert run("pool", old, *folds[1:]).startswith("0")
+
+
 def test_rounded_shares_of_folds_are_pooled(folds: list[Path]) -> None:
     """A share of the training images is rounded in every fold by itself."""
     from ferattn.cli.pool import _shared

@@ -18,6 +18,8 @@ from cli.running import FAST, run
 from ferattn import create_model, shipped
 from ferattn.cli.evaluate import open_trained
 from ferattn.errors import WeightsMismatch
+from ferattn.predict import open_pretrained
+from ferattn.spec import ModelSpec
 from ferattn.training import Predictions, RunFolder
 from ferattn.training.shipping import compare_rounded, halve
 from training import faces
@@ -108,6 +110,31 @@ def test_models_without_an_emotion_classifier_are_refused(images: Path, tmp_path
         said = run("evaluate", "--model", name, *words)
         assert said.startswith("2")
         assert "no weights that classify emotions come with it. Options: cnn_se" in said
+
+
+@pytest.mark.parametrize("name", ["cnn_se.strong_fer2013", "resnet18"])
+def test_a_name_with_a_tag_and_a_plain_backbone_open_again(images: Path, tmp_path: Path, name: str) -> None:
+    """timm's own resnet18 would open in place of ours, and a tag is none of the architecture."""
+    options = (
+        "--recipe",
+        "luo2023",
+        "--model",
+        name,
+        "--data",
+        images,
+        "--out",
+        tmp_path / "run",
+        "--set",
+        "size=32",
+    )
+    said = run("train", *options, *FAST)
+    assert said.startswith("0"), said
+    said = run("ship", tmp_path / "run", tmp_path / "parcel", "--data", images, *TERMS)
+    assert said.startswith("0"), said
+    found = open_pretrained(f"local-dir:{tmp_path / 'parcel'}")
+    assert type(found.model.spec) is ModelSpec
+    config = json.loads((tmp_path / "parcel" / "config.json").read_text())
+    assert config["architecture"] == {"c": "cnn_se", "r": "ferattn_resnet18"}[name[0]]
 
 
 def test_the_card_says_what_was_planned_before(images: Path, trained: Path, tmp_path: Path) -> None:

@@ -16,11 +16,12 @@ import pytest
 from typer.testing import CliRunner
 
 from ferattn.cli import app, workers
-from ferattn.cli.study import Cell, Grid, _require_same_grid, _words, carry_out_study, load_grid
+from ferattn.cli.study import _require_same_grid, _words, carry_out_study
+from ferattn.cli.study_grid import Cell, Grid, load_grid
 from ferattn.cli.study_report import _pairs, write_report
 from ferattn.cli.teachers import teacher_origin
 from ferattn.cli.workers import Plan, carry_out_all, gpus, threads
-from ferattn.errors import FerattnError, InvalidOption
+from ferattn.errors import FerattnError, InvalidInput, InvalidOption
 from ferattn.statistics import holm, paired_t, sign_flip, summarize
 from ferattn.training import Predictions, Recipe, RunFolder, load_recipe
 from training import faces
@@ -53,6 +54,18 @@ def test_a_grid_names_its_cells(tmp_path: Path) -> None:
     assert [cell.name for cell in grid.cells][:2] == ["cnn 25 %", "cnn"]
     assert grid.data == tmp_path / "images"
     assert grid.options[-4:] == ("--set", "epochs=1", "--set", "batch_size=8")
+
+
+@pytest.mark.parametrize(
+    "own", ['placement = "pool"', "train_fraction = 0.5", 'lr = 0.1\n[dataset.jaffe]\nplacement = "pool"']
+)
+def test_a_recipe_does_not_say_what_the_grid_says(tmp_path: Path, own: str) -> None:
+    (tmp_path / "own.toml").write_text(f"[settings]\n{own}\n")
+    (tmp_path / "grid.toml").write_text(GRID.replace("luo2023", "own.toml"))
+    with pytest.raises(
+        InvalidInput, match=r"the recipe sets (placement|train_fraction); .* = \[\.\.\.\] of the grid"
+    ):
+        load_grid(tmp_path / "grid.toml")
 
 
 def test_a_grid_of_placements(tmp_path: Path) -> None:
@@ -88,7 +101,9 @@ def test_a_grid_of_placements(tmp_path: Path) -> None:
     ("old", "new", "said"),
     [
         ("[set]", 'placements = ["pol"]\n[set]', "did you mean 'pool'"),
-        ("[set]", 'placements = ["residual"]\n[set]', "residual"),
+        ("[set]", 'placements = ["residual"]\n[set]', "grid.toml: placements: .*residual"),
+        ("[set]", 'placements = ["stage"]\n[set]', "stage is cnn_se's usual one; write 'own'"),
+        ("[set]", 'placements = ["conv:1,2", "conv:1, 2"]\n[set]', "two of them are one"),
         ("epochs = 1", 'placement = "pool"', r"set.placement; placements = .* of the grid"),
         ('["--accelerator"', '["--set", "placement=pool", "--accelerator"', "placement=pool: other keys"),
         ('"se"', '"sse"', "sse"),

@@ -80,7 +80,7 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
     load_recipe(job.recipe, None, job.variant)  # misspelt names are told before the data is read
     kind = guess_kind(job.data) if job.dataset is None else job.dataset
     settings, named = settings_of(job, kind), asked(job, kind)
-    _require_effect(job, settings, named, began)
+    _require_effect(job, settings, named)
     masters = open_teachers(job.teachers or (), settings.channels)
     machine = _machine(job, settings)
     build_model(job.model, settings, classes=7, pretrained=False)
@@ -118,10 +118,8 @@ def carry_out(job: Job, opener: Opener | None = None) -> RunFolder:
     return run
 
 
-def _require_effect(job: Job, settings: Recipe, named: Collection[str], began: Sequence[Path]) -> None:
+def _require_effect(job: Job, settings: Recipe, named: Collection[str]) -> None:
     """Refuse what would change nothing."""
-    if began and settings.pretrained and "pretrained" in _changes(job.change or []):
-        raise InvalidOption("pretrained would change nothing: --warm-start brings the weights.")
     for key in sorted({"distill_weight", "distill_temperature"} & (set() if job.teachers else set(named))):
         raise InvalidOption(f"{key} would change nothing: there is no --teacher.")
     for key, why in settings.without_effect().items():

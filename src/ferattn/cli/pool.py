@@ -96,11 +96,10 @@ def _require_one_recipe(folders: list[RunFolder]) -> None:
 
 def _shared(config: dict[str, Any]) -> dict[str, Any]:
     """What all folds of one cross-validation have in common."""
-    from ferattn.training.folder import recipe_label
+    from ferattn.training.folder import with_defaults
 
     data = config["data"]
-    kept = {key: value for key, value in config.items() if key not in (*_OF_THE_FOLD, "data")}
-    kept["recipe_name"] = recipe_label(config["recipe_name"])
+    kept = {key: value for key, value in with_defaults(config).items() if key not in (*_OF_THE_FOLD, "data")}
     return kept | {
         "data": {key: data[key] for key in _OF_THE_DATA} | {"images": _whole(config)},
     }

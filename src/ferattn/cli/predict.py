@@ -143,7 +143,7 @@ def _look(
                 yield from _look_into(recognizer, source, video)
             elif source.suffix.lower() in VIDEOS:
                 for frame in video(source):
-                    yield _Looked(str(source), frame.seconds, faces=frame.faces)
+                    yield _Looked(str(source), frame.seconds, frame.problem, frame.faces)
             else:
                 yield _Looked(str(source), faces=recognizer(source))
         except InvalidInput as error:
@@ -175,14 +175,9 @@ def _look_into(
                 yield notes.popleft()
             yield replace(notes.popleft(), **outcome)
 
-        left, over = pictures(), False
-        while not over:
-            try:
-                for faces in recognizer.stream(left, channels="rgb"):
-                    yield from with_outcome(faces=faces)
-                over = True
-            except DetectorFailed as error:  # at one picture; those behind it are worth a try
-                yield from with_outcome(problem=str(error))
+        for found in recognizer.attempts(pictures(), channels="rgb"):
+            failed = isinstance(found, DetectorFailed)
+            yield from with_outcome(**({"problem": str(found)} if failed else {"faces": found}))
         yield from notes
     if source.is_dir():
         yield from _look(recognizer, [source / name for name in videos], video)

@@ -40,10 +40,11 @@ def ship(
     """
     from dataclasses import asdict
 
-    from ferattn import create_model
+    from ferattn import create_model, register
     from ferattn.cli.evaluate import open_trained
     from ferattn.data import equalised_share, open_dataset
     from ferattn.errors import InvalidOption
+    from ferattn.spec import architecture_name
     from ferattn.training import Recipe, RunFolder
     from ferattn.training.card import make_card
     from ferattn.training.lineage import find_seen
@@ -79,7 +80,7 @@ def ship(
         figures[part] = _by_views(plain, transform, _unseen(dataset, part, chain, classes), part, recipe, results)
     about = _description(plain, transform, name, tag or _tag(config))
     facts = {
-        "architecture": name,
+        "architecture": register(architecture_name(name)),  # as timm knows it
         "num_classes": len(classes),
         "num_features": plain.num_features,
         "label_names": list(classes),

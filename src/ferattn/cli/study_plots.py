@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ferattn.cli.study import Cell
+    from ferattn.cli.study_grid import Cell
     from ferattn.statistics import Summary
 
 __all__ = ["draw_accuracy", "draw_cost", "draw_fractions"]
@@ -41,20 +41,20 @@ def draw_cost(found: Mapping[Cell, Summary], cost: Mapping[Cell, tuple[int, int]
         return False
     figure = figure_of(11, 4.4)
     panels = figure.subplots(1, 2, sharey=True)
-    backbones = list(dict.fromkeys(cell.backbone for cell in whole))
+    groups = list(dict.fromkeys((cell.backbone, cell.placement) for cell in whole))
     for panel, number, unit, label in (
         (panels[0], 0, 1e6, "parameters, millions"),
         (panels[1], 1, 1e9, "operations for one picture, GFLOP"),
     ):
         seen: set[str] = set()
         for cell, summary in whole.items():
-            name = f"{cell.backbone} {cell.attention}"
+            name = f"{cell.backbone} {cell.attention}{'' if cell.placement == 'own' else f' {cell.placement}'}"
             panel.errorbar(
                 cost[cell][number] / unit,
                 summary.mean,
                 yerr=_ends(summary),
                 fmt=_MARKERS.get(cell.attention, "o"),
-                color=f"C{backbones.index(cell.backbone) % 10}",
+                color=f"C{groups.index((cell.backbone, cell.placement)) % 10}",
                 label=None if name in seen else name,
                 capsize=2,
                 markersize=5,

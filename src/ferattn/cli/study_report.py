@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ferattn.cli.study_plots import draw_accuracy, draw_cost, draw_fractions
 
 if TYPE_CHECKING:
-    from ferattn.cli.study import Cell, Grid
+    from ferattn.cli.study_grid import Cell, Grid
     from ferattn.statistics import Interval, Summary
     from ferattn.training import RunFolder
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ferattn.data.contrast import mostly
+from ferattn.training.folder import with_defaults
 from ferattn.training.lineage import began_with
 
 __all__ = ["DATA_TERMS", "make_card"]
@@ -100,6 +101,8 @@ def _use(facts: Mapping[str, Any]) -> list[str]:
     about, made = facts["pretrained_cfg"], facts["ferattn"]
     channels, height, width = about["input_size"]
     temperature = made["temperature"]
+    # Options beside the name are in the folder's config, and not in the name.
+    where = "local-dir:FOLDER" if facts["model_args"] else facts["architecture"]
     return [
         "## Use",
         "",
@@ -107,7 +110,7 @@ def _use(facts: Mapping[str, Any]) -> list[str]:
         "import ferattn  # first: it makes the model known to timm",
         "import timm",
         "",
-        f'model = timm.create_model("{facts["architecture"]}", pretrained=True).eval()',
+        f'model = timm.create_model("{where}", pretrained=True).eval()',
         "```",
         "",
         f"{'Grey' if channels == 1 else 'Colour'} pictures of {height}x{width} pixels, divided by 255"
@@ -124,7 +127,7 @@ def _use(facts: Mapping[str, Any]) -> list[str]:
         ),
         "",
         *_contrast(made),
-        f"`ferattn predict PICTURE --model {facts['architecture']}` finds the faces in a photograph, prepares them "
+        f"`ferattn predict PICTURE --model {where}` finds the faces in a photograph, prepares them "
         "so, and says what each shows.",
         "",
     ]
@@ -180,7 +183,8 @@ def _making(facts: Mapping[str, Any]) -> list[str]:
     images = data["images"]
     if data["select_on"] == data["test_on"]:
         chosen = (
-            f"The best epoch was chosen on the test images ({images['test']}) themselves: the figures are too good."
+            f"The best epoch (number {made['best_epoch'] + 1} of {made['epochs']}{_planned(versions)}) was chosen on "
+            f"the test images ({images['test']}) themselves: the figures are too good."
         )
     else:
         learnable = images["train"] + (images["validation"] if made["validation_from_train"] else 0)
@@ -193,8 +197,8 @@ def _making(facts: Mapping[str, Any]) -> list[str]:
     return [
         "## How it was made",
         "",
-        f"{_began(config)}{chosen} Division: {split}. Seed {config['seed']}, one run: another seed gives other "
-        "figures.",
+        f"{_began(config)}{chosen} Division: {split}.{_placed(config)} Seed {config['seed']}, one run: another seed "
+        "gives other figures.",
         "",
         "```sh",
         *made["commands"],
@@ -211,6 +215,11 @@ def _making(facts: Mapping[str, Any]) -> list[str]:
         + (f" {made['norms_folded']} batch norms were folded into convolutions." if made["norms_folded"] else ""),
         "",
     ]
+
+
+def _placed(config: Mapping[str, Any]) -> str:
+    place = config["recipe"].get("placement", "own")
+    return "" if place == "own" else f" Attention blocks: placement `{place}`."
 
 
 def _planned(versions: Mapping[str, Any]) -> str:
@@ -246,7 +255,8 @@ def _weights(config: Mapping[str, Any], what: str = "the weights") -> str:
 def _apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """In which settings, beside recipe and seed, runs differ from each other."""
     settings = [
-        {key: config.get(key) for key in ("variant", "split_seed", "fold", "limit")} | dict(config["recipe"])
+        {key: config.get(key) for key in ("variant", "split_seed", "fold", "limit")}
+        | dict(with_defaults(config)["recipe"])
         for config in configs
     ]
     keys = [key for key in settings[0] if any(one.get(key) != settings[0][key] for one in settings)]

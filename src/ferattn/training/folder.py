@@ -129,16 +129,23 @@ class RunFolder:
             return
         with alone(self.path, _LOCK):
             begun = self._has_begun(wanted, open_ended)  # again: another process may have been quicker
+            before = _epochs(self.config) if begun else None
             if not begun:
                 self.write_json("versions.json", _versions())
-            elif (before := _epochs(self.config)) != _epochs(wanted):
-                versions = self.versions
-                versions["epochs_before"] = [*versions.get("epochs_before", []), before]
-                self.write_json("versions.json", versions)
-                warnings.warn(f"{self.path}: epochs={_epochs(wanted)} in place of {before}.", stacklevel=2)
-            if not begun or before != _epochs(wanted):
+            elif before != _epochs(wanted):
+                self._note_epochs(before)
+            if before != _epochs(wanted):
                 self.write_json("config.json", wanted)
+            if before not in (None, _epochs(wanted)):
+                warnings.warn(f"{self.path}: epochs={_epochs(wanted)} in place of {before}.", stacklevel=2)
             yield
+
+    def _note_epochs(self, before: int | None) -> None:
+        """Keep an earlier number of epochs, once: a kill may come before the config has the new one."""
+        versions = self.versions
+        known = versions.get("epochs_before", [])
+        if known[-1:] != [before]:
+            self.write_json("versions.json", versions | {"epochs_before": [*known, before]})
 
     def _has_begun(self, wanted: Mapping[str, Any], open_ended: bool) -> bool:
         """Whether there is more than a mistake before the first step, or a kill there, leaves; makes the folder."""

@@ -1,10 +1,4 @@
-"""Pictures in, faces with emotions out: a detector, the crop, the network, calibrated probabilities.
-
->>> recognizer = EmotionRecognizer.from_pretrained("cnn_se", detector="none")
->>> [face] = recognizer(np.full((48, 48), 127, np.uint8))
->>> list(face.probabilities)
-['angry', 'disgust', 'fear', 'happy', 'sad', 'surprise', 'neutral']
-"""
+"""Finds the faces in pictures and videos, and says which emotion each shows."""
 
 from __future__ import annotations
 
@@ -16,33 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ferattn.data import AUGMENTATIONS, VIEWS, BatchTransform, Standardize, is_equalised, views
-from ferattn.data.contrast import mostly
-from ferattn.errors import InvalidInput, InvalidOption, choose, is_number, require_whole
+from ferattn.data import VIEWS, BatchTransform, is_equalised, views
+from ferattn.errors import DetectorFailed, InvalidInput, InvalidOption, choose, is_number, require_whole
 from ferattn.faces import Detector, Face, FaceTracker, crop, histogram_equalise, read_picture, read_video
 from ferattn.faces.crops import Color, check_crop_options, is_outside
 from ferattn.faces.detectors import ask, make_detector
 from ferattn.faces.pictures import Channels, Picture
-from ferattn.factory import create_model, register
-from ferattn.shipped import read_config, read_folder, shipped_names
+from ferattn.predict.pretrained import Pretrained, open_pretrained
 from ferattn.smoothing import Smoother
-from ferattn.spec import ModelSpec, architecture_name
 
-__all__ = [
-    "EmotionRecognizer",
-    "Frame",
-    "Pretrained",
-    "RecognizedFace",
-    "equalise_once",
-    "open_pretrained",
-    "read_shipment",
-    "stack_crops",
-]
+__all__ = ["EmotionRecognizer", "Frame", "RecognizedFace", "equalise_once", "stack_crops"]
 
 
 @dataclass(frozen=True)
@@ -78,97 +59,13 @@ class Frame:
         index: Its number, from 0.
         seconds: Its time, from the first frame on.
         faces: Who is in it, the largest face first.
+        problem: Where the detector failed at it, how.
     """
 
     index: int
     seconds: float
     faces: list[RecognizedFace]
-
-
-@dataclass(frozen=True)
-class Pretrained:
-    """A network with weights that classify emotions, and what belongs to them.
-
-    Attributes:
-        model: From images to logits, on the CPU, in evaluation mode.
-        transform: From 8-bit images to what the model sees.
-        classes: Names of the outputs.
-        temperature: By which logits are divided for calibrated probabilities; None where it was not fitted.
-        size: Height and width of the images in pixels.
-        channels: 1 for gray, 3 for colour.
-        name: Of the weights.
-        equalised: Whether the pictures that the weights learnt from were histogram-equalised; None if nobody knows.
-    """
-
-    model: Any
-    transform: BatchTransform
-    classes: tuple[str, ...]
-    temperature: float | None
-    size: tuple[int, int]
-    channels: int
-    name: str
-    equalised: bool | None
-
-
-def open_pretrained(name: str) -> Pretrained:
-    """A model with its published weights.
-
-    Args:
-        name: Of a model whose weights classify emotions, such as ``"cnn_se"``; or, as timm has it, ``"local-dir:"``
-            and the path of a folder that ``ferattn ship`` wrote.
-
-    Raises:
-        InvalidOption: If its weights have no classifier of emotions.
-        UnknownChoice: If there is no such model.
-        WeightsMismatch: If the files are damaged.
-    """
-    kind, _, path = name.partition(":")
-    local = kind == "local-dir"
-    if not local and str(ModelSpec.parse(architecture_name(name))) not in shipped_names():
-        raise InvalidOption(
-            f"{name}: no weights that classify emotions come with it. Options: {', '.join(shipped_names())}, or "
-            "local-dir:FOLDER with what `ferattn ship` wrote."
-        )
-    shipped = read_shipment(Path(path)) if local else read_config(name.partition(".")[0]) or {}
-    of_shipped = shipped.get("pretrained_cfg", {})
-    channels, height, width = of_shipped.get("input_size") or (1, 48, 48)
-    model: Any
-    if local:
-        register(shipped["architecture"])  # timm opens what it knows, and it may be none of list_models()
-        model = timm.create_model(name, pretrained=True)
-    else:
-        outputs = shipped.get("num_classes", 7)
-        model = create_model(name, True, num_classes=outputs, in_chans=channels, img_size=(height, width))
-    about, report = model.pretrained_cfg, model.load_report
-    classes = tuple(about.get("label_names") or ())
-    if len(classes) != model.num_classes or any(key.startswith(f"{about['classifier']}.") for key in report.new):
-        raise InvalidOption(f"{name}: its weights ({report.source}) come without a classifier of emotions.")
-    normalize = Standardize(tuple(about["mean"]), tuple(about["std"]))
-    transform = BatchTransform(AUGMENTATIONS["none"], normalize, size=(height, width))
-    ours = shipped.get("ferattn", {}) if of_shipped.get("tag") == about.get("tag") else {}
-    return Pretrained(
-        model=model.eval(),
-        transform=transform.eval(),
-        classes=classes,
-        temperature=ours.get("temperature"),
-        size=(height, width),
-        channels=channels,
-        name=f"{about['architecture']}.{about['tag']}" if about.get("tag") else report.source,
-        equalised=mostly(ours.get("equalised_share")),
-    )
-
-
-def read_shipment(folder: Path) -> dict[str, Any]:
-    """The config of a folder of weights that ``ferattn ship`` wrote.
-
-    Raises:
-        InvalidOption: If it is none.
-        WeightsMismatch: If the file is damaged.
-    """
-    config = read_folder(folder) or {}
-    if not {"architecture", "label_names", "pretrained_cfg", "ferattn"} <= config.keys():
-        raise InvalidOption(f"local-dir:{folder}: not a folder of weights that `ferattn ship` wrote.")
-    return config
+    problem: str = ""
 
 
 def equalise_once(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -316,6 +213,18 @@ class EmotionRecognizer:
                 waiting, crops = [], []
         yield from self._finish(waiting, crops)
 
+    def attempts(
+        self, pictures: Iterable[Picture], *, channels: Channels | None = None
+    ) -> Iterator[list[RecognizedFace] | DetectorFailed]:
+        """As :meth:`stream`, but where the detector fails at a picture its error stands for the faces."""
+        left, over = iter(pictures), False
+        while not over:
+            try:
+                yield from self.stream(left, channels=channels)
+                over = True
+            except DetectorFailed as error:
+                yield error
+
     def crops(self, picture: Picture, *, channels: Channels | None = None) -> list[tuple[Face, NDArray[np.uint8]]]:
         """The faces in a picture or at its edge, the largest first, each as the network is given it.
 
@@ -355,9 +264,12 @@ class EmotionRecognizer:
                 times.append((index, seconds))
                 yield image
 
-        # stream() reads on before it hands out: the times of what it has handed out are the first that wait.
-        for faces in self.stream(frames(), channels="bgr"):
+        # attempts() reads on before it hands out: the times of what it has handed out are the first that wait.
+        for faces in self.attempts(frames(), channels="bgr"):
             index, seconds = times.popleft()
+            if isinstance(faces, DetectorFailed):
+                yield Frame(index, seconds, [], str(faces))
+                continue
             tracks = tracker([face.face for face in faces], seconds)
             yield Frame(index, seconds, [
                 RecognizedFace(face.face, memory(track, face.probabilities, seconds), track)
