@@ -1,8 +1,10 @@
 """Luo's CNN with and without SE, from finished runs: the record, the pictures and the section of docs/found.md.
 
     python benchmarks/luo.py runs/cnn runs/cnn_se
+    python benchmarks/luo.py runs/cnn_se --called longer
 
-Runs of the recipe and runs of its variant as-published have a section each, and so have either with averaged weights.
+Runs of the recipe and runs of its variant as-published have a section each, and so have either with averaged weights,
+and other runs of the same under a name of their own.
 In place of a run its folder below ``benchmarks/results`` will do; with one run alone there is no comparison.
 """
 
@@ -79,14 +81,16 @@ def main() -> None:
     """Write records, pictures and the section."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="of cnn and of cnn_se, or of one of them")
-    runs = {run.config["model"]: run for run in map(RunFolder, parser.parse_args().runs)}
+    parser.add_argument("--called", help="the end of the section's name, for runs beside those that it has")
+    words = parser.parse_args()
+    runs = {run.config["model"]: run for run in map(RunFolder, words.runs)}
     if not set(runs) <= set(PUBLISHED):
         parser.error(f"one run of each of {', '.join(PUBLISHED)}, please: these are of {', '.join(sorted(runs))}.")
     names = [name for name in PUBLISHED if name in runs]
     protocols = {protocol_of(run) for run in runs.values()}
     if len(protocols) > 1:
         parser.error(f"runs of one protocol, please: these are of {', '.join(sorted(protocols))}.")
-    protocol = protocols.pop()
+    protocol = "-".join(filter(None, [protocols.pop(), words.called]))
     records, pictures = ROOT / "benchmarks" / "results" / protocol, ROOT / "docs" / "_static" / protocol
     found = {name: record(runs[name], records, pictures) for name in names}
     tests = {name: found[name]["test"] for name in names}
@@ -99,10 +103,11 @@ def main() -> None:
         else f"{data['images']['validation']:,} of the training set to choose the epoch on, "
         f"{any_test['images']:,} to test on (public and private)"
     )
+    called = f" --called {words.called}" if words.called else ""
     lines = [
         f"{' and '.join(command(runs[name]) for name in names)}, then `python benchmarks/luo.py "
-        f"{' '.join(f'runs/{name}' for name in names)}`; torch {first.versions['torch']}, "
-        f"{'one CPU core' if cores == 1 else f'{cores} CPU cores'} for each. One seed.",
+        f"{' '.join(f'runs/{name}' for name in names)}{called}`; torch {first.versions['torch']}, "
+        f"{'one CPU core' if cores == 1 else f'{cores} CPU cores'}{' for each' if len(names) > 1 else ''}. One seed.",
         "",
         f"{data['images']['train']:,} images to learn from; {chooses}.",
         "",
