@@ -6,6 +6,7 @@ Shapes are checked without numbers (``hollow``); numbers on two 48-pixel picture
 from __future__ import annotations
 
 import copy
+import re
 from itertools import product
 from typing import Any
 
@@ -34,6 +35,16 @@ every_model = pytest.mark.parametrize(
     ("name", "options"), MODELS, ids=["-".join((name, *options.values())) for name, options in MODELS]
 )
 
+# The deepest are the same blocks more often: what they compute takes seconds each, and is for the slow tests.
+every_model_computed = pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        pytest.param(name, options, marks=[pytest.mark.slow] if {"101", "152"} & set(re.split(r"\D+", name)) else [])
+        for name, options in MODELS
+    ],
+    ids=["-".join((name, *options.values())) for name, options in MODELS],
+)
+
 
 def _meta(name: str, **options: Any) -> Any:
     with shapes_only():
@@ -44,7 +55,7 @@ def _picture(channels: int = 1, size: int = 48) -> torch.Tensor:
     return torch.zeros(1, channels, size, size)
 
 
-@every_model
+@every_model_computed
 def test_numbers_forward_backward_and_intermediates(name: str, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model: Any = create_model(name, **options)
