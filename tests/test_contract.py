@@ -31,19 +31,24 @@ MODELS: list[tuple[str, dict[str, Any]]] = [
 ]
 LEVELS = {"cnn": 4, "vgg": 6, "resnet": 5}
 
-every_model = pytest.mark.parametrize(
-    ("name", "options"), MODELS, ids=["-".join((name, *options.values())) for name, options in MODELS]
-)
 
-# The deepest are the same blocks more often: what they compute takes seconds each, and is for the slow tests.
-every_model_computed = pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        pytest.param(name, options, marks=[pytest.mark.slow] if {"101", "152"} & set(re.split(r"\D+", name)) else [])
+def _every_model(slow: str = "(?!)") -> pytest.MarkDecorator:
+    """A test for each model; those whose names match are for the slow tests."""
+    cases = [
+        pytest.param(
+            name,
+            options,
+            id="-".join((name, *options.values())),
+            marks=[pytest.mark.slow] if re.search(slow, name) else [],
+        )
         for name, options in MODELS
-    ],
-    ids=["-".join((name, *options.values())) for name, options in MODELS],
-)
+    ]
+    return pytest.mark.parametrize(("name", "options"), cases)
+
+
+every_model = _every_model()
+# The deepest are the same blocks more often, and take seconds each to compute.
+every_model_computed = _every_model(slow="101|152")
 
 
 def _meta(name: str, **options: Any) -> Any:

@@ -112,7 +112,7 @@ def load_grid(path: Path) -> Grid:
 
     from ferattn.errors import InvalidInput, choose
     from ferattn.spec import ModelSpec
-    from ferattn.training import Recipe, load_page, load_recipe
+    from ferattn.training import Recipe, load_page
     from ferattn.training.folder import recipe_label
 
     try:
@@ -133,8 +133,8 @@ def load_grid(path: Path) -> Grid:
     if content["recipe"].endswith(".toml"):  # a file counts from the grid's own, as the data does
         content["recipe"] = str((path.parent / content["recipe"]).resolve())
     variant = content["variant"] or None
-    recipe = load_recipe(content["recipe"], None, variant).changed(content["set"])
     page = load_page(content["recipe"])
+    recipe = page.recipe(None, variant).changed(content["set"])
     for key, axis in _AXES.items():
         if key in content["set"]:
             raise InvalidInput(f"{path}: set.{key}; {axis} = [...] of the grid says it.")
@@ -167,13 +167,13 @@ def load_grid(path: Path) -> Grid:
         raise InvalidInput(f"{path}: placements = {content['placements']!r}; two of them are one.")
     _require_further_words(content["train"], path)
     options = [*content["train"]]
-    options += ["--variant", content["variant"]] if content["variant"] else []
+    options += ["--variant", variant] if variant else []
     options += ["--limit", str(content["limit"])] if content["limit"] else []
     for key, value in content["set"].items():
         options += ["--set", f"{key}={_toml(value)}"]
     asked = {
         "recipe_name": recipe_label(content["recipe"]),
-        "variant": content["variant"] or None,
+        "variant": variant,
         "limit": content["limit"] or None,
         "set": content["set"],
     }

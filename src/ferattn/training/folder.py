@@ -128,24 +128,21 @@ class RunFolder:
             yield
             return
         with alone(self.path, _LOCK):
-            begun = self._has_begun(wanted, open_ended)  # again: another process may have been quicker
-            before = _epochs(self.config) if begun else None
-            if not begun:
+            if not self._has_begun(wanted, open_ended):  # again: another process may have been quicker
                 self.write_json("versions.json", _versions())
-            elif before != _epochs(wanted):
-                self._note_epochs(before)
-            if before != _epochs(wanted):
                 self.write_json("config.json", wanted)
-            if before not in (None, _epochs(wanted)):
-                warnings.warn(f"{self.path}: epochs={_epochs(wanted)} in place of {before}.", stacklevel=2)
+            elif _epochs(self.config) != _epochs(wanted):
+                self._take_over_epochs(wanted)
             yield
 
-    def _note_epochs(self, before: int | None) -> None:
-        """Keep an earlier number of epochs, once: a kill may come before the config has the new one."""
-        versions = self.versions
+    def _take_over_epochs(self, wanted: Mapping[str, Any]) -> None:
+        """Write the config with another number of epochs; the earlier one is kept, and a warning says so."""
+        versions, before = self.versions, _epochs(self.config)
         known = versions.get("epochs_before", [])
-        if known[-1:] != [before]:
+        if known[-1:] != [before]:  # a kill may have come before the config had the new number
             self.write_json("versions.json", versions | {"epochs_before": [*known, before]})
+        self.write_json("config.json", wanted)
+        warnings.warn(f"{self.path}: epochs={_epochs(wanted)} in place of {before}.", stacklevel=2)
 
     def _has_begun(self, wanted: Mapping[str, Any], open_ended: bool) -> bool:
         """Whether there is more than a mistake before the first step, or a kill there, leaves; makes the folder."""
