@@ -42,8 +42,8 @@ class _Unfilled(TorchFunctionMode):
 def shapes_only() -> Iterator[None]:
     """Build on the meta device and initialise nothing.
 
-    Three times as fast as ``torch.device("meta")`` alone, where PyTorch goes through Python to draw numbers that
-    there is no place for.
+    Faster than ``torch.device("meta")`` alone, where PyTorch goes through Python to draw numbers that there is no
+    place for.
 
     >>> with shapes_only():
     ...     layer = torch.nn.Linear(2, 3)
